@@ -68,13 +68,13 @@ def load_set(name: str) -> TaskSet:
         parts = [read_lines(TRIAGE / f"{part}.jsonl") for part in ("train", "validation", "test")]
         clear = torch.tensor([not row["ambiguous"] for row in parts[2]])
         task = _texts(name, TICKET, parts, TRIAGE / "out_of_scope.jsonl")
-        proof = _examples(read_lines(TRIAGE / "proof.jsonl"), task.prompt.choices or ())
+        proof = _examples(read_lines(TRIAGE / "comparison.jsonl"), task.prompt.choices or ())
         return replace(task, clear=clear, proof=proof)
     if name == "boolq":
         train, test = (_answered(DATA / f"{name}_{part}.jsonl") for part in ("train", "test"))
         return _texts(name, DEFAULT_TEMPLATES["question"], [*_divided(train), test], None)
     if name in QUESTIONS:
-        parts = [_about(name, part) for part in ("train", "validation", "test", "proof")]
+        parts = [_about(name, part) for part in ("train", "validation", "test", "comparison")]
         task = _texts(name, TICKET, parts[:3], None, QUESTIONS[name])
         return replace(task, proof=_examples(parts[3], QUESTIONS[name]), ordered=name == "mood")
     if name == "clinc150":

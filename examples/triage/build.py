@@ -1,8 +1,8 @@
 """Build the triage data set from the hand-written sentences in ``tickets/``.
 
 ``python examples/triage/build.py`` writes ``train.jsonl``, ``validation.jsonl``, ``test.jsonl``,
-``proof.jsonl`` and ``out_of_scope.jsonl`` beside this file, the tickets with urgency and mood into
-``moods/``, and the counts into README.md. Standard library only. The seed is fixed, so the same
+``comparison.jsonl``, ``proof.jsonl`` and ``out_of_scope.jsonl`` beside this file, the tickets with urgency
+and mood into ``moods/``, and the counts into README.md. Standard library only. The seed is fixed, so the same
 sentences always give the same bytes. The split is stratified: each queue's clear tickets and each
 pair of queues' ambiguous tickets are divided in the same proportions. Training tickets are the
 first and the third part of the split, and the tickets written later; the held-out ones validate
@@ -155,7 +155,7 @@ def of_queues(files: dict[str, list[Ticket]]) -> list[str]:
             f"{name} {'ambiguous' if doubtful else 'clear'}": sum(
                 row["label"] == queue and row["ambiguous"] == doubtful for row in files[name]
             )
-            for name in ("train", "validation", "proof", "test")
+            for name in ("train", "validation", "test", "comparison", "proof")
             for doubtful in (False, True)
         }
         for queue in QUEUES
@@ -184,15 +184,16 @@ def of_kinds(outside: list[Ticket]) -> list[str]:
 def main() -> None:
     """Read the sentences, check them, split them and write the files."""
     clear, ambiguous = read_clear(), read_ambiguous()
-    names = ("later.tsv", "moods.tsv", "held_out.tsv", "proof.tsv")
-    later, moods, held, proof = (read_mixed(name, random.Random(SEED)) for name in names)
-    asked, moods_held, moods_proof = map(read_moods, ("moods.tsv", "moods_held_out.tsv", "moods_proof.tsv"))
+    names = ("later.tsv", "moods.tsv", "held_out.tsv", "comparison.tsv", "proof.tsv")
+    later, moods, held, comparison, proof = (read_mixed(name, random.Random(SEED)) for name in names)
+    asked, *later_moods = map(read_moods, (f"moods{part}.tsv" for part in ("", "_held_out", "_comparison", "_proof")))
+    moods_held, moods_comparison, moods_proof = later_moods
     outside: list[Ticket] = []
     for line in lines(TICKETS / "out_of_scope.tsv"):
         kind, text = line.split("\t")
         outside.append({"prompt": text, "kind": kind})
-    everything = [*chain(*clear.values()), *chain(*ambiguous.values()), *later, *moods, *held, *proof]
-    refuse_duplicates([ticket["prompt"] for ticket in (*everything, *moods_held, *moods_proof, *outside)])
+    everything = [*chain(*clear.values()), *chain(*ambiguous.values()), *later, *moods, *held, *comparison, *proof]
+    refuse_duplicates([ticket["prompt"] for ticket in (*everything, *chain(*later_moods), *outside)])
 
     rng = random.Random(SEED)
     for pair in ambiguous.values():
@@ -205,7 +206,7 @@ def main() -> None:
             files[name].extend(tickets)
     files["out_of_scope"] = outside
     # Last, so that the others keep their bytes.
-    files |= {"later": later + moods, "held_out": held, "proof": proof}
+    files |= {"later": later + moods, "held_out": held, "comparison": comparison, "proof": proof}
     for tickets in files.values():
         rng.shuffle(tickets)
     files["train"] += files.pop("more_train") + files.pop("later")
@@ -221,8 +222,9 @@ def main() -> None:
     moods_files = {
         "moods/train": asked[N_MOODS_VALIDATION:],
         "moods/validation": asked[:N_MOODS_VALIDATION] + moods_held[:N_HELD_VALIDATION],
-        "moods/proof": moods_proof,
         "moods/test": moods_held[N_HELD_VALIDATION:],
+        "moods/comparison": moods_comparison,
+        "moods/proof": moods_proof,
     }
     for name, tickets in moods_files.items():
         write(name, tickets)

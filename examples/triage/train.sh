@@ -13,7 +13,7 @@ demo=examples/triage
 make_adapter() {  # folder, question, rows, column of the label, target risk
     local rows=$demo/$3 adapter=$demo/$1 template=$'Support ticket: {prompt}\nQueue:'
     $blora train --data "$rows/train.jsonl" --validation "$rows/validation.jsonl" --columns "label=$4" \
-        --question "$demo/questions/$2.json" --template "$template" --output "$adapter"
+        --question "$demo/questions/$2.json" --template "$template" --dtype float32 --output "$adapter"
     for dtype in float32 bfloat16; do
         $blora calibrate "$adapter" --data "$rows/proof.jsonl" --columns "label=$4" --dtype "$dtype" \
             --target-risk "$5" --delta 0.025
