@@ -165,6 +165,7 @@ bench: $(READY)  ## measure the documents' tables (a day), but for image, vllm, 
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.peers.twice
 	$(BIN)/python -m benchmarks.peers.depths
+	$(BIN)/python -m benchmarks.peers.mirrored
 	$(MAKE) encoder
 	$(BIN)/python -m benchmarks.peers.encoder
 	$(BIN)/python -m benchmarks.elsewhere

@@ -21,7 +21,7 @@ from benchmarks.families import families
 from benchmarks.faults import tables as faults
 from benchmarks.head_training import times
 from benchmarks.markdown import Columns, on_machine, record_table
-from benchmarks.peers import depths
+from benchmarks.peers import depths, mirrored
 from benchmarks.peers.table import headline, peers, peers_of_questions
 from benchmarks.processors import table as processors
 from benchmarks.result_files import RESULTS, read_lines
@@ -318,6 +318,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "training_time": _training_time,
     "head_training": lambda name: times(_load(name)),
     "depths": lambda name: depths.table(_load(name)),
+    "mirrored": lambda name: mirrored.table(_load(name)),
     "few_rows": _few_rows,
     "search": _search,
     "choice": _choice,
