@@ -41,9 +41,10 @@ def export_draws(adapter: Adapter, base: BaseModel, output: Path | str, n_sample
         AdapterError: if the folder exists, or the adapter has a decision head.
     """
     if isinstance(adapter.posterior, HeadPosterior):
+        other = "on a base model that generates, train it" if base.is_encoder else "train it"
         raise AdapterError(
             f"got adapter {adapter.name!r} with a decision head, whose draws are not LoRAs, expected one "
-            "without a head: train it with --head none"
+            f"without a head: {other} with --head none"
         )
     sampling = adapter.config.sampling
     n_samples = sampling.n_samples if n_samples is None else n_samples

@@ -121,16 +121,18 @@ def _gpus() -> list[Facts]:
 
 
 def _dtype(device: str, dtype: str, adapters: Sequence[Path]) -> Facts:
-    """Return the device's dtypes, and the one that `blora serve` would take for these adapters."""
+    """Return the device's dtypes, and the one that `blora serve` takes for adapters that are not for vLLM alone."""
     from blora.adapter.calibration_file import calibrated_dtypes
     from blora.adapter.opening import dtype_for_adapters
     from blora.base_model import native_dtypes, pick_device
+    from blora.decision.calibration import VLLM
 
     picked = pick_device(device)
     found = {"device": str(picked), "native": list(native_dtypes(picked)), "asked": dtype}
     try:
         readable = [folder for folder in adapters if "error" not in _or_error(partial(calibrated_dtypes, folder))]
-        return found | {"in_use": dtype_for_adapters(dtype, picked, readable, allow_uncalibrated=False)}
+        for_torch = [folder for folder in readable if calibrated_dtypes(folder) != {VLLM}]
+        return found | {"in_use": dtype_for_adapters(dtype, picked, for_torch, allow_uncalibrated=False)}
     except BloraError as exc:
         return found | {"error": str(exc)}
 

@@ -12,6 +12,7 @@ from blora.adapter import adapter_digest
 from blora.adapter.calibration_file import store_calibration
 from blora.commands import diagnosis
 from blora.commands.doctor import main
+from blora.decision.calibration import VLLM
 from tests.blora.adapters import rewrite_json
 from tests.scenarios import tiny_model, tiny_tokenizer
 from tests.server.calibrations import calibration
@@ -74,6 +75,19 @@ def test_a_limit_for_each_choice_is_part_of_the_promise(folder: Path, capsys: py
     [adapter] = facts(capsys, str(folder / "demo"))["adapters"]
     promised = "P(wrong | answered) <= 0.05 and P(missed | choice) <= 0.125 with probability 0.95"
     assert adapter["calibrated"]["float64"] == promised
+
+
+def test_an_adapter_that_is_calibrated_for_vllm_alone_is_no_error(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = calibration(adapter_digest(folder / "demo"))
+    (folder / "demo" / "calibration.json").unlink()
+    store_calibration(folder / "demo", replace(made, binding=replace(made.binding, dtype=VLLM)))
+    found = facts(capsys, str(folder / "demo"))
+    assert found["dtype"]["in_use"] == found["dtype"]["native"][0]
+    [adapter] = found["adapters"]
+    assert (adapter["calibrated"].keys(), adapter["calibrated_for_dtype_in_use"]) == ({"vllm"}, False)
+    assert "calibrated for vllm (P(wrong" in text(capsys, str(folder / "demo"), "--no-base-model")
 
 
 def test_a_folder_of_adapters_is_searched(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

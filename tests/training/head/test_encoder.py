@@ -10,6 +10,7 @@ from transformers import AutoModel
 
 import blora
 from blora.adapter import read_config
+from blora.adapter.export import export_draws
 from blora.adapter.opening import open_adapter
 from blora.base_model import load_base_model
 from blora.cli import main
@@ -46,6 +47,8 @@ def test_a_head_on_an_encoder_answers(encoder_folder: Path, tmp_path: Path) -> N
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
         assert one.familiarity == pytest.approx(other.familiarity, abs=0.12)  # a rank among eight, near a tie
     assert [one.top_choice for one in together[:20]] == [row["label"] for row in rows[:20]]
+    with pytest.raises(AdapterError, match="on a base model that generates, train it with --head none"):
+        export_draws(model.adapter, model.base, tmp_path / "draws")
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for the old name
