@@ -1,7 +1,7 @@
 """Answers of the demo for README.md: to three tickets, to three questions about one, and to all test tickets.
 
-`python -m benchmarks.answers` asks a running server with the demo's adapters and keeps its answers, with the metrics of
-each of the three questions.
+`python -m benchmarks.answers` asks a running server with the demo's adapters in float32, in which every processor
+computes, and keeps its answers, with the metrics of each of the three questions.
 """
 
 import json
@@ -112,7 +112,7 @@ def judged(url: str) -> dict[str, dict[str, float | int]]:
 
 def main() -> None:
     """Asks and keeps."""
-    flags = demo() | {"timeout_s": "600"}
+    flags = demo() | {"timeout_s": "600", "dtype": "float32"}
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "log", **flags) as server:
         answers = {name: {"prompt": prompt, "answer": ask(server.url, prompt)} for name, prompt in TICKETS.items()}
         counts = withheld(server.url)

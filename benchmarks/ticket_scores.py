@@ -15,7 +15,7 @@ RESULT = ROOT / "benchmarks" / "results" / "ticket_scores" / "demo.json"
 
 def main() -> None:
     """Answer every ticket and write the result."""
-    model = blora.load(ADAPTER)
+    model = blora.load(ADAPTER, dtype="float32")
     kept = []
     for name in ("test", "out_of_scope"):
         tickets = read_lines(TRIAGE / f"{name}.jsonl")
