@@ -32,7 +32,7 @@ TICKETS = {
 # Tickets in one request: the default limit.
 AT_ONCE = 256
 # The ticket about which all three questions are asked.
-ASKED = "You charged our card twice for March, and I have asked you three times to refund it."
+ASKED = "You charged our card twice for March. I have asked three times for the refund, this is ridiculous."
 
 
 def ask(url: str, prompt: str) -> dict[str, Any]:

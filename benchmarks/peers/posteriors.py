@@ -6,9 +6,9 @@
   arXiv:2406.11675); for fixed labels alone.
 - An ensemble of heads, each fitted on rows drawn with replacement; for fixed labels alone.
 
-Their draws come in mirrored pairs too, those of the dropout from u and 1 - u. The width of the isotropic Gaussian and the
-rate of the dropout are chosen as the width of the served posterior is: the largest whose recalibrated validation NLL is
-within 0.005 nats of the best.
+Their draws come in mirrored pairs too, those of the dropout from u and 1 - u. The width of the isotropic Gaussian and
+the rate of the dropout are chosen as the width of the served posterior is: the largest whose recalibrated validation
+NLL is within 0.005 nats of the best.
 """
 
 import math
