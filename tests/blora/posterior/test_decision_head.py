@@ -1,9 +1,10 @@
 """A head's draws against closed forms."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from blora.config import HeadConfig, PosteriorConfig
@@ -12,6 +13,7 @@ from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import DecisionHead, Features, HeadPosterior
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
+from blora.training.head.train import default_head
 from tests.heads import head_of, row_after_row
 
 CONFIG = HeadConfig(depths=(1, 2), n_states=6, n_directions=4, n_grams=5)
@@ -101,6 +103,14 @@ def test_draws_nest_and_are_the_same_again(mirrored: bool) -> None:
     source = posterior(head_of(replace(CONFIG, mirrored=mirrored), 3))
     eight, three = (SampleBank.draw(source, "digest", n, 7).draws for n in (8, 3))
     assert torch.equal(eight.part(0, 3).weights, three.weights)  # type: ignore[union-attr]
+
+
+def test_a_head_that_does_not_say_how_it_draws_draws_independently() -> None:
+    before = {name: value for name, value in asdict(CONFIG).items() if name != "mirrored"}
+    source = posterior(head_of(TypeAdapter(HeadConfig).validate_python(before), 3))
+    first, second = source.sample(2, generator_of(0)).weights - source.head.weight
+    assert not torch.allclose(second, -first)
+    assert default_head(30, 576, linear=True).mirrored  # a new one
 
 
 @pytest.mark.parametrize(("config", "n_outputs"), [(CONFIG, 3), (replace(CONFIG, n_grams=0, n_products=(3, 2)), 1)])
