@@ -40,9 +40,9 @@ def test_an_attack_is_met_as_expected(victim: Target, case: Case) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (threshold(-1.0), "= -1.0, expected a finite number of at least 0"),
-        (threshold(2.0), "= 2.0, expected a number from 0 to 1.0"),
-        (threshold(float("nan")), "Input should be a finite number"),
+        (threshold(-1.0, "predictive_entropy"), "= -1.0, expected a finite number of at least 0"),
+        (threshold(2.0, "confidence"), "= 2.0, expected a number from 0 to 1.0"),
+        (threshold(float("nan"), "confidence"), "Input should be a finite number"),
         (longer, "head.safetensors, which is not a safetensors file"),
         (field_twice, "got policy min_confidence = 2.0"),
     ],

@@ -84,10 +84,12 @@ SPOILED = [
     _loaded(
         "another base model", spoil.config(lambda raw: raw["base_model"].update(fingerprint="sha256:0", revision=None))
     ),
-    _loaded("a calibration written anew, with thresholds of a half", spoil.threshold(0.5), "201, answers"),
-    _loaded("thresholds of minus one", spoil.threshold(-1.0)),
-    _loaded("thresholds of two", spoil.threshold(2.0)),
-    _loaded("thresholds of NaN", spoil.threshold(float("nan"))),
+    _loaded(
+        "a calibration written anew, with thresholds of a half", spoil.threshold(0.5, "confidence"), "201, answers"
+    ),
+    _loaded("thresholds of minus one", spoil.threshold(-1.0, "predictive_entropy")),
+    _loaded("thresholds of two", spoil.threshold(2.0, "confidence")),
+    _loaded("thresholds of NaN", spoil.threshold(float("nan"), "confidence")),
     _loaded("each target twice", spoil.calibration(lambda one: one["levels"].extend(one["levels"]))),
     _loaded(
         "a calibration of another adapter",

@@ -96,13 +96,13 @@ def calibration(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Non
     return calibrations(lambda entries: [change(entry) for entry in entries])
 
 
-def threshold(value: float) -> Callable[[Path], None]:
-    """Return a spoiler that sets the threshold of every proved level."""
+def threshold(value: float, score: str) -> Callable[[Path], None]:
+    """Return a spoiler that sets the threshold of every proved level, on one score."""
 
     def change(calibration: dict[str, Any]) -> None:
         for level in calibration["levels"]:
             if level["threshold"] is not None:
-                level["threshold"] = value
+                level |= {"score": score, "threshold": value}
 
     return calibration(change)
 
