@@ -130,8 +130,8 @@ def _dtype(device: str, dtype: str, adapters: Sequence[Path]) -> Facts:
     picked = pick_device(device)
     found = {"device": str(picked), "native": list(native_dtypes(picked)), "asked": dtype}
     try:
-        readable = [folder for folder in adapters if "error" not in _or_error(partial(calibrated_dtypes, folder))]
-        for_torch = [folder for folder in readable if calibrated_dtypes(folder) != {VLLM}]
+        dtypes = {folder: _or_error(partial(calibrated_dtypes, folder)) for folder in adapters}
+        for_torch = [folder for folder, own in dtypes.items() if "error" not in own and own != {VLLM}]
         return found | {"in_use": dtype_for_adapters(dtype, picked, for_torch, allow_uncalibrated=False)}
     except BloraError as exc:
         return found | {"error": str(exc)}

@@ -116,8 +116,9 @@ def test_a_head_that_does_not_say_how_it_draws_draws_independently() -> None:
 @pytest.mark.parametrize(("config", "n_outputs"), [(CONFIG, 3), (replace(CONFIG, n_grams=0, n_products=(3, 2)), 1)])
 def test_mirrored_draws_average_to_the_logits_of_the_posterior_mean(config: HeadConfig, n_outputs: int) -> None:
     source = posterior(head_of(replace(config, mirrored=True), n_outputs))
-    asked = features(7) if n_outputs > 1 else replace(features(7, 4), prompt=features(7).states)
-    asked = replace(asked, counts=asked.counts[..., :3]) if n_outputs == 1 else asked
+    asked, own = features(7), features(7, 4)
+    if n_outputs == 1:
+        asked = replace(own, counts=own.counts[..., :3], prompt=asked.states)
     mean, six = (draws.logits(asked) for draws in (source.mean(), source.sample(6, generator_of(2))))
     torch.testing.assert_close(six.mean(0), mean[0], rtol=1e-4, atol=1e-4)
     assert (six[0] - mean[0]).abs().mean() > 0.01
