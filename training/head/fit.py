@@ -53,7 +53,9 @@ PARTS = ("counts", "states", "both")
 MOST_GRAM = 4096
 # Most steps of a fit, and the fall of the loss per row at which it ends.
 MOST_STEPS = 300
-TOLERANCE = 1e-7
+TOLERANCE = 5e-7
+# Least curvature of the loss in a weight: the bias of a label without rows would have none.
+LEAST_CURVATURE = 1e-3
 
 # Prior precisions of the weights of states, counts and products.
 Precisions = tuple[float, float, float]
@@ -266,20 +268,18 @@ class Regression:
     def _minimum(self, inputs: HeadInputs, precisions: Precisions, start: DecisionHead) -> list[Floats]:
         """Return the weights at the minimum, part by part.
 
-        L-BFGS sees every weight in units of its curvature where all outcomes are equally probable. A part that is
-        switched off has units of zero.
+        L-BFGS sees every weight in units of its curvature at the start. A part that is switched off has units of zero.
         """
         n_rows, own = len(self.labels), self.z.shape[1]
-        n_outcomes = self.blank.n_outputs if self.owner is None else len(self.z) / n_rows
-        fisher = (1 - 1 / n_outcomes) / n_outcomes
-        units = [
-            (1 / np.sqrt(fisher * square + precision)).astype("f")[:, None]
-            for square, precision in zip(inputs.squares(), (*precisions, 0.0), strict=True)
-        ]
         penalties = [precision if precision != OFF else 0.0 for precision in (*precisions, 0.0)]
-        of_products = torch.zeros(len(units[1]), self.blank.n_outputs)
+        of_products = torch.zeros(inputs.prompts.shape[1] * inputs.n_choice, self.blank.n_outputs)
         of_products[: len(start.weight) - own] = start.weight[own:][: len(of_products)]
         parts = start.weight[:own], of_products, start.count_weight, start.bias[None]
+        probs = inputs.probabilities(inputs.logits([part.numpy() for part in parts]))
+        units = [
+            (1 / np.sqrt(np.maximum(square, LEAST_CURVATURE) + precision)).astype("f")
+            for square, precision in zip(inputs.squares(probs * (1 - probs)), (*precisions, 0.0), strict=True)
+        ]
         scaled = [(part / torch.from_numpy(unit)).nan_to_num() for part, unit in zip(parts, units, strict=True)]
 
         def weights() -> list[Floats]:

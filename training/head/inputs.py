@@ -66,11 +66,13 @@ class HeadInputs:
             of_products = (self.prompts.T @ self._by_question(residual * self._leading)).reshape(-1, 1)
         return [self.z.T @ residual, of_products, self.counts.T @ residual, residual.sum(0, keepdims=True)]
 
-    def squares(self) -> list[Vector]:
-        """Return the sum over rows of each input's square, part by part."""
-        of_products = self._over_products(np.square(self._leading)) if self.n_choice else np.zeros(0)
-        of_counts = np.asarray(self.counts.power(2).sum(0))[0]
-        return [np.square(self.z).sum(0), of_products, of_counts, np.full(1, float(len(self.z)))]
+    def squares(self, weights: Floats) -> list[Floats]:
+        """Return the sum over rows of each input's square times the row's weights (N or R, O), part by part."""
+        of_products = np.zeros((0, weights.shape[1]), "f")
+        if self.n_choice:
+            of_products = self._over_products(weights * np.square(self._leading))[:, None].astype("f")
+        of_counts = self.counts.power(2).T @ weights
+        return [np.square(self.z).T @ weights, of_products, of_counts, weights.sum(0, keepdims=True)]
 
     def probabilities(self, logits: Floats) -> Floats:
         """Return the softmax over outputs, or over the choices of each question."""
