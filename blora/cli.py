@@ -6,6 +6,7 @@ from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, _Arg
 from importlib.metadata import EntryPoint, entry_points, version
 
 from blora.errors import BloraError, install_hint
+from blora.processor import limit_threads
 
 __all__ = ["CommandHelp", "add_model", "main"]
 
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     if entry is None:
         print(f"blora: there is no command {arguments[0]!r}: use one of {', '.join(sorted(commands))}", file=sys.stderr)
         return 2
+    limit_threads()  # before a numerical library is loaded
     try:
         module = importlib.import_module(entry.value)
         return int(module.main(arguments[1:]))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from blora import __version__
 from blora.errors import BloraError
+from blora.processor import cpu_limit, usable_cores
 from blora.training.provenance import revision
 
 if TYPE_CHECKING:
@@ -89,11 +90,11 @@ def _processor() -> Facts:
     import torch
 
     known = torch.cpu.get_capabilities()
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 0)
     return {
         "name": str(known.get("cpu_name") or platform.processor() or platform.machine()),
         "cores": os.cpu_count() or 0,
-        "usable_cores": len(usable),
+        "usable_cores": usable_cores(),
+        "cpu_limit": cpu_limit(),
         "threads": torch.get_num_threads(),
         "extensions": [name for name in EXTENSIONS if known.get(name)],
         "memory_gib": _memory_gib(),

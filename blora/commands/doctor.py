@@ -80,7 +80,8 @@ def _or_error(facts: Any, show: "Callable[[Any], str]") -> str:
 def _processor(facts: dict[str, Any]) -> str:
     extensions = " ".join(facts["extensions"]) or "no known extensions"
     memory = f", {facts['memory_gib']} GiB" if facts["memory_gib"] is not None else ""
-    cores = f"{facts['usable_cores']} of {facts['cores']} cores usable, {facts['threads']} threads"
+    limit = f", limit {facts['cpu_limit']:g}" if facts["cpu_limit"] is not None else ""
+    cores = f"{facts['usable_cores']} of {facts['cores']} cores usable{limit}, {facts['threads']} threads"
     return f"{facts['name']}, {cores}{memory}; {extensions}"
 
 

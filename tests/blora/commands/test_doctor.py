@@ -43,10 +43,15 @@ def text(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> 
     return capsys.readouterr().out
 
 
-def test_the_machine_and_the_packages_are_described(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_machine_and_the_packages_are_described(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = facts(capsys)
     assert found["packages"]["torch"].startswith("2.")
     assert found["processor"]["usable_cores"] >= 1
+    monkeypatch.setattr("blora.commands.diagnosis.cpu_limit", lambda: 1.5)
+    assert facts(capsys)["processor"]["cpu_limit"] == 1.5
+    assert "cores usable, limit 1.5, " in text(capsys, "--no-base-model")
     assert found["dtype"]["in_use"] == found["dtype"]["native"][0]
     assert found["cache"]["writable"]
     assert found["adapters"] == []
