@@ -1,7 +1,7 @@
 """The share of the processor that this process may use, and as many threads as that share can run.
 
-Numerical libraries start a thread for each core that they see. A container's limit of CPU time hides no core from them, and
-threads beyond it use that time up by waiting for one another.
+Numerical libraries start a thread for each core that they see. A container's limit of CPU time hides no core from them,
+and threads beyond it use that time up by waiting for one another.
 """
 
 import os
@@ -35,7 +35,7 @@ def cpu_limit(groups: Path = GROUPS, mount: Path = MOUNT) -> float | None:
         return None
     limits = []
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        controllers, _, path = line.partition(":")[2].partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
         root = mount / "cpu" if controllers else mount

@@ -34,6 +34,7 @@ def test_there_is_no_limit_without_control_groups(tmp_path: Path) -> None:
     assert limit(tmp_path, TWO) is None
     assert limit(tmp_path, ONE) is None
     assert limit(tmp_path, "") is None
+    assert limit(tmp_path, "not a group\n\n") is None
 
 
 def test_the_own_group_has_the_limit(tmp_path: Path) -> None:
