@@ -55,8 +55,8 @@ def _load(folder: str, name: str = "*") -> list[Result]:
 
 
 def _others() -> list[Result]:
-    """Return the results of the peers' sets read otherwise: twice, and by a sentence encoder."""
-    return _load("read_twice") + _load("encoder")
+    """Return the results of the peers' sets read otherwise: twice, by a sentence encoder, and by both models."""
+    return _load("read_twice") + _load("encoder") + _load("beside")
 
 
 def _programs() -> list[Result]:

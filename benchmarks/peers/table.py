@@ -82,7 +82,7 @@ def headline(results: Sequence[Row], others: Sequence[Row], programs: Sequence[R
 
     Args:
         results: results of `benchmarks.peers`.
-        others: results of `benchmarks.peers.twice` and `benchmarks.peers.encoder`, for some of the same sets.
+        others: results of `benchmarks.peers.twice`, `.encoder` and `.beside`, for some of the same sets.
         programs: results of `benchmarks.peers.training_free` and `benchmarks.peers.decision_model`, for some of the
             same sets.
     """
@@ -112,7 +112,7 @@ def peers(results: Sequence[Row], others: Sequence[Row], programs: Sequence[Row]
 
     Args:
         results: results of `benchmarks.peers`.
-        others: results of `benchmarks.peers.twice` and `benchmarks.peers.encoder`, for some of the same sets.
+        others: results of `benchmarks.peers.twice`, `.encoder` and `.beside`, for some of the same sets.
         programs: results of `benchmarks.peers.training_free` and `benchmarks.peers.decision_model`, for some of the
             same sets.
     """
@@ -144,7 +144,7 @@ def _tables(results: Sequence[Row], others: Sequence[Row], programs: Sequence[Ro
     tables = [_table(result, [one for one in beside if one["set"] == result["set"]]) for result in ordered]
     notes = [
         note
-        for about_them in (_about_read_twice, _about_encoder, _about_training_free, _about_any2jev)
+        for about_them in (_about_read_twice, _about_encoder, _about_both, _about_training_free, _about_any2jev)
         for note in about_them(beside)
     ]
     return "\n\n".join([*tables, about, *notes])
@@ -175,6 +175,20 @@ def _about_encoder(beside: Sequence[Row]) -> list[str]:
         f"{first['base_model']}: a sentence encoder as the base model. A text alone takes {costs} of the time that the "
         f"embedded model takes, in one run on {on_machine(first['machine'])}. Revision "
         f"{_revisions(results)}; `python -m benchmarks.peers.encoder`."
+    ]
+
+
+def _about_both(beside: Sequence[Row]) -> list[str]:
+    """Return what the rows on the states of both models cost, and where they come from."""
+    results = [result for result in beside if "both_ms" in result]
+    if not results:
+        return []
+    costs = ", ".join(f"{result['both_ms'] / result['embedded_ms']:.2f} ({result['set']})" for result in results)
+    first = results[0]
+    return [
+        f"Both models: the states of {first['base_model']} and of {ENCODER} side by side, which blora does not serve. "
+        f"A text alone takes {costs} times as long as by the embedded model, in one run on "
+        f"{on_machine(first['machine'])}. Revision {_revisions(results)}; `python -m benchmarks.peers.beside`."
     ]
 
 

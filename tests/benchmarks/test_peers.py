@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.peers import decision_model, depths, training_free, twice
+from benchmarks.peers import decision_model, training_free
 from benchmarks.peers.__main__ import methods
 from benchmarks.peers.contrast import contrast
 from benchmarks.peers.cumulative import Cumulative
 from benchmarks.peers.figures import N_DIVISIONS, Scored, answered_at, averaged, figures
 from benchmarks.peers.posteriors import mean_field
-from benchmarks.peers.reading import EMPTY_LORA, cost_ms, kept_in, read_set
+from benchmarks.peers.reading import kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
 from benchmarks.peers.results import measure
 from benchmarks.peers.sets import DATA, SETS, TaskSet, load_set
@@ -29,7 +29,6 @@ from blora.decision.temperature import Recalibration
 from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.noise import generator_of
 from blora.training.config import NEW_PROMPT
-from blora.training.head.features import read_features
 from blora.training.rows.examples import Example
 
 COLOURS = ("red", "green", "blue")
@@ -203,63 +202,6 @@ def test_every_method_is_measured_and_shown(kind: str) -> None:
     about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
     shown = peers([result | about | {"set": "demo"}], [], [])
     assert all(f"| {name} |" in shown for name in names)
-
-
-@pytest.mark.model
-def test_a_text_read_twice_is_measured_and_shown_beside_the_other_methods() -> None:
-    once, base = linear(), load_base_model("embedded", dtype="float32")
-    task = twice.twice(once)
-    assert task.prompt.template == "{prompt}\n{prompt}"
-    assert task.parts() == once.parts()
-    read = read_set(base, task)
-    tokens = [row.row.prompt_tokens for row in read.test.rows]
-    assert tokens == [2 * len(base.tokenizer(row.prompt).input_ids) + 1 for row in task.test]  # and a line break
-    costs = cost_ms([(base, once, read.config), (base, task, read.config)])
-    assert 0 < costs[0] < costs[1]
-    result = measure(task, twice.methods(task, base, read, None))
-    names = [row["method"] for row in result["rows"]][::2]
-    simple = ["regression on frozen states", "head, posterior mean", "head, 64 draws"]
-    assert names == [f"{name}, read twice" for name in simple]
-    about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
-    measured = result | about | {"set": "demo", "once_ms": 2.0, "twice_ms": 3.0}
-    shown = peers([measured | {"rows": []}], [measured], [])
-    assert all(f"| {name} |" in shown for name in names)
-    assert "A text alone takes 1.50 (demo) times as long as once" in shown
-
-
-@pytest.mark.model
-def test_a_head_at_fewer_depths_is_the_one_that_reads_no_more_and_its_pass_is_shorter() -> None:
-    once, base = linear(), load_base_model("embedded", dtype="float32")
-    read = read_set(base, once)
-    assert depths.ways(read.config.depths) == [(10, 15, 20, 25, 30), (10, 15, 20, 25), (10, 15, 20), (10, 15)]
-    less = depths.at_depths(read, (15, 20))
-    lora = EMPTY_LORA.mean()
-    direct = read_features(base.model, less.test.rows, less.config, lora, "reading")
-    assert torch.equal(less.test.features.states, direct.states)
-    assert torch.equal(less.test.prompts, direct.states)
-    assert less.foreign is not None
-    assert less.foreign.features.states.shape == (4, 2 * 576)
-    ran: list[int] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda *_, index=index: ran.append(index))
-        for index, layer in enumerate(base.model.model.layers)
-    ]
-    [cost] = cost_ms([(base, once, depths.at_depths(read, (10, 15)).config)])
-    for hook in hooks:
-        hook.remove()
-    assert cost > 0
-    assert ran == [*range(15)] * len(once.test)
-    result = measure(once, depths.methods(read, 1))
-    rows = [row for row in result["rows"] if row["treatment"] == "recalibrated"]
-    assert [row["method"] for row in rows] == [
-        "1: 10, 15, 20, 25, 30",
-        "1: 10, 15, 20, 25",
-        "1: 10, 15, 20",
-        "1: 10, 15",
-    ]
-    about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
-    named = [row | {"n_texts": 1, "depths": [10, 15], "cost": 0.5} for row in rows]
-    assert "| toy | once | 10, 15 | 0.50 | 1.000 ± 0.000 |" in depths.table([result | about | {"rows": named}])
 
 
 # An AnyJev that gives an option a probability by its length, so that a test can tell options apart.

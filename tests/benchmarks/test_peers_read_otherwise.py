@@ -1,0 +1,103 @@
+"""The peers' sets read otherwise: twice, by two models, and at fewer depths."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.peers import beside, depths, twice
+from benchmarks.peers.reading import EMPTY_LORA, Rows, cost_ms, read_set
+from benchmarks.peers.results import measure
+from benchmarks.peers.table import peers
+from blora.base_model import load_base_model
+from blora.training.head.features import read_features
+from tests.benchmarks.test_peers import linear
+
+
+@pytest.mark.model
+def test_a_text_read_twice_is_measured_and_shown_beside_the_other_methods() -> None:
+    once, base = linear(), load_base_model("embedded", dtype="float32")
+    task = twice.twice(once)
+    assert task.prompt.template == "{prompt}\n{prompt}"
+    assert task.parts() == once.parts()
+    read = read_set(base, task)
+    tokens = [row.row.prompt_tokens for row in read.test.rows]
+    assert tokens == [2 * len(base.tokenizer(row.prompt).input_ids) + 1 for row in task.test]  # and a line break
+    costs = cost_ms([(base, once, read.config), (base, task, read.config)])
+    assert 0 < costs[0] < costs[1]
+    result = measure(task, twice.methods(task, base, read, None))
+    names = [row["method"] for row in result["rows"]][::2]
+    simple = ["regression on frozen states", "head, posterior mean", "head, 64 draws"]
+    assert names == [f"{name}, read twice" for name in simple]
+    about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
+    measured = result | about | {"set": "demo", "once_ms": 2.0, "twice_ms": 3.0}
+    shown = peers([measured | {"rows": []}], [measured], [])
+    assert all(f"| {name} |" in shown for name in names)
+    assert "A text alone takes 1.50 (demo) times as long as once" in shown
+
+
+@pytest.mark.model
+def test_the_states_of_two_models_side_by_side_are_measured_and_shown() -> None:
+    task, base = linear(), load_base_model("embedded", dtype="float32")
+    read = read_set(base, task)
+    width, narrow = read.config.n_states, 500
+
+    def some_of(rows: Rows) -> Rows:
+        states = rows.features.states[:, -narrow:]
+        return rows._replace(features=replace(rows.features, states=states, prompt=states))
+
+    parts = {name: some_of(rows) for name, rows in read._asdict().items() if isinstance(rows, Rows)}
+    other = read._replace(config=replace(read.config, depths=(1,), n_states=narrow), **parts)
+    both = beside.both(read, other)
+    assert both.config.depths == (10, 15, 20, 25, 30, 31)
+    for name in task.parts():
+        own, second, found = (getattr(one, name).features for one in (read, other, both))
+        assert torch.equal(found.states[:, :width], own.states)
+        assert torch.equal(found.states[:, width : width + narrow], second.states)
+        assert found.states.shape == found.prompt.shape == (len(own.states), width + 576)
+        assert (found.states[:, width + narrow :] == 0).all()
+    assert both.seconds == 2 * read.seconds
+    result = measure(task, beside.methods(task, both))
+    names = [row["method"] for row in result["rows"]][::2]
+    simple = ["regression on frozen states", "head, posterior mean", "head, 64 draws"]
+    assert names == [f"{name}, both models" for name in simple]
+    about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
+    measured = result | about | {"set": "demo", "embedded_ms": 2.0, "both_ms": 3.0}
+    shown = peers([measured | {"rows": []}], [measured], [])
+    assert all(f"| {name} |" in shown for name in names)
+    assert "A text alone takes 1.50 (demo) times as long as by the embedded model" in shown
+
+
+@pytest.mark.model
+def test_a_head_at_fewer_depths_is_the_one_that_reads_no_more_and_its_pass_is_shorter() -> None:
+    once, base = linear(), load_base_model("embedded", dtype="float32")
+    read = read_set(base, once)
+    assert depths.ways(read.config.depths) == [(10, 15, 20, 25, 30), (10, 15, 20, 25), (10, 15, 20), (10, 15)]
+    less = depths.at_depths(read, (15, 20))
+    lora = EMPTY_LORA.mean()
+    direct = read_features(base.model, less.test.rows, less.config, lora, "reading")
+    assert torch.equal(less.test.features.states, direct.states)
+    assert torch.equal(less.test.prompts, direct.states)
+    assert less.foreign is not None
+    assert less.foreign.features.states.shape == (4, 2 * 576)
+    ran: list[int] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, index=index: ran.append(index))
+        for index, layer in enumerate(base.model.model.layers)
+    ]
+    [cost] = cost_ms([(base, once, depths.at_depths(read, (10, 15)).config)])
+    for hook in hooks:
+        hook.remove()
+    assert cost > 0
+    assert ran == [*range(15)] * len(once.test)
+    result = measure(once, depths.methods(read, 1))
+    rows = [row for row in result["rows"] if row["treatment"] == "recalibrated"]
+    assert [row["method"] for row in rows] == [
+        "1: 10, 15, 20, 25, 30",
+        "1: 10, 15, 20, 25",
+        "1: 10, 15, 20",
+        "1: 10, 15",
+    ]
+    about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
+    named = [row | {"n_texts": 1, "depths": [10, 15], "cost": 0.5} for row in rows]
+    assert "| toy | once | 10, 15 | 0.50 | 1.000 ± 0.000 |" in depths.table([result | about | {"rows": named}])
