@@ -62,6 +62,7 @@ HEADLINE = (
     *("head above a LoRA, 64 draws", "head above a LoRA, 64 draws, read twice"),
     *(f"{method}, {ENCODER}" for method in ("regression on words and sentence embeddings", "head, 64 draws")),
     f"head above a LoRA, 64 draws, {ENCODER}",
+    *("regression on frozen states, both models", "head, 64 draws, both models"),
 )
 # Methods by what the tables call them, where that is not the same.
 SHOWN = {"AnyJev": "AnyJev on {n_test} rows"}
