@@ -156,7 +156,7 @@ def _about_read_twice(beside: Sequence[Row]) -> list[str]:
     results = [result for result in beside if "twice_ms" in result]
     if not results:
         return []
-    costs = ", ".join(f"{result['twice_ms'] / result['once_ms']:.2f} ({result['set']})" for result in results)
+    costs = _ratios(results, "twice_ms", "once_ms")
     first = results[0]
     return [
         f"Read twice: the template holds the text twice, on lines of its own. A text alone takes {costs} times as long "
@@ -170,7 +170,7 @@ def _about_encoder(beside: Sequence[Row]) -> list[str]:
     results = [result for result in beside if "encoder_ms" in result]
     if not results:
         return []
-    costs = ", ".join(f"{result['encoder_ms'] / result['embedded_ms']:.2f} ({result['set']})" for result in results)
+    costs = _ratios(results, "encoder_ms", "embedded_ms")
     first = results[0]
     return [
         f"{first['base_model']}: a sentence encoder as the base model. A text alone takes {costs} of the time that the "
@@ -184,7 +184,7 @@ def _about_both(beside: Sequence[Row]) -> list[str]:
     results = [result for result in beside if "both_ms" in result]
     if not results:
         return []
-    costs = ", ".join(f"{result['both_ms'] / result['embedded_ms']:.2f} ({result['set']})" for result in results)
+    costs = _ratios(results, "both_ms", "embedded_ms")
     first = results[0]
     return [
         f"Both models: the states of {first['base_model']} and of {ENCODER} side by side, which blora does not serve. "
@@ -214,6 +214,11 @@ def _about_any2jev(beside: Sequence[Row]) -> list[str]:
         f"any2jev 0.1 is trained once, by its defaults, on the same training rows, in {costs} minutes of processor "
         f"time. Revision {_revisions(results)}; `python -m benchmarks.peers.decision_model --any2jev PROGRAM`."
     ]
+
+
+def _ratios(results: Sequence[Row], of: str, over: str) -> str:
+    """Return the ratio of two costs on each set."""
+    return ", ".join(f"{result[of] / result[over]:.2f} ({result['set']})" for result in results)
 
 
 def _revisions(results: Sequence[Row]) -> str:
