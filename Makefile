@@ -168,7 +168,7 @@ bench: $(READY)  ## measure the documents' tables (a day), but for image, vllm, 
 	$(BIN)/python -m benchmarks.peers.mirrored
 	$(MAKE) encoder
 	$(BIN)/python -m benchmarks.peers.encoder
-	$(BIN)/python -m benchmarks.peers.beside
+	$(BIN)/python -m benchmarks.peers.companion
 	$(BIN)/python -m benchmarks.elsewhere
 	$(BIN)/python -m benchmarks.few_rows
 	$(BIN)/python -m benchmarks.concurrent

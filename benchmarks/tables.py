@@ -56,7 +56,7 @@ def _load(folder: str, name: str = "*") -> list[Result]:
 
 def _others() -> list[Result]:
     """Return the results of the peers' sets read otherwise: twice, by a sentence encoder, and by both models."""
-    return _load("read_twice") + _load("encoder") + _load("beside")
+    return _load("read_twice") + _load("encoder") + _load("companion")
 
 
 def _programs() -> list[Result]:

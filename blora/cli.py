@@ -93,7 +93,9 @@ def add_model(
     """
     told = "" if default is not None else f" (default: {own})"
     parser.add_argument(
-        "--base-model", default=default, help=f"hub id[@revision], folder, .gguf file, or embedded{told}"
+        "--base-model",
+        default=default,
+        help=f"hub id[@revision], folder, .gguf file, or embedded; MODEL+ENCODER for a companion too{told}",
     )
     parser.add_argument("--device", default="auto", help="device to compute on: auto, cpu, cuda, cuda:1 ...")
     parser.add_argument(

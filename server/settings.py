@@ -40,7 +40,7 @@ class Settings(BaseSettings):
 
     base_model: str = Field(
         "embedded",
-        description="Base model: a hub id, a folder, a .gguf file, or 'embedded'.",
+        description="Base model: a hub id, a folder, a .gguf file, or 'embedded'; with +ENCODER, a companion too.",
         min_length=1,
     )
     device: str = Field("auto", description="Device of the base model: auto, cpu, cuda, cuda:1.")

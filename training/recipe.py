@@ -39,7 +39,7 @@ class Recipe:
         validation_examples: number of rows to validate on, from the top of `validation` if it is given; None for all
             that are not trained on.
         split_seed: seed of the random order in which `data` is divided.
-        base_model: hub id, folder or file, as for `load_base_model`.
+        base_model: hub id, folder or file, as for `open_base`.
         device: device to train on, as for `load_base_model`.
         dtype: precision of the base model, as for `load_base_model`.
         target_modules: names of the modules to adapt; None for those of `init_from`, otherwise every linear one below a

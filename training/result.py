@@ -42,7 +42,7 @@ def results(
     Args:
         folder: the adapter to evaluate, None for the base model alone.
         data: a file or hub data set; the rows are checked before the base model is loaded.
-        base_model: as for `load_base_model`, None for the adapter's own.
+        base_model: as for `open_base`, None for the adapter's own.
         device: as for `load_base_model`.
         dtype: as for `load_base_model`.
         split: name of the split; of a hub data set, the one to load.

@@ -102,6 +102,12 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
             f"got head {head} on {base.ref.id}, an encoder, which scores no choices, expected a linear head: give the "
             "rows fixed labels, or name them with --choices"
         )
+    if base.companion is not None and head != "linear":
+        raise ConfigError(
+            f"got head {head} on {base.ref.id} with the companion {base.companion.ref.id}, which linear heads alone "
+            f"read, expected a linear head or no companion: give the rows fixed labels, or leave the + and what "
+            "follows it out of --base-model"
+        )
     lora = _lora_of(recipe, base, layers, below=head != "none") if layers != "none" else None
     run = _Run(recipe, base, train, validation, processes, callbacks)
     if head != "none":

@@ -20,7 +20,7 @@ from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.posterior import Posterior
 from blora.training.config import N_SAMPLES_HEAD
 from blora.training.head.features import read_features
-from blora.training.head.train import default_head
+from blora.training.head.train import head_on
 from blora.training.rows.examples import ExampleSet
 from blora.training.rows.packed import LabelledRow, pack_examples
 from blora.training.trials import Trial
@@ -105,9 +105,7 @@ def kept_in(file: Path | None, read: Callable[[], T]) -> T:
 
 def read_set(base: BaseModel, task: TaskSet) -> ReadSet:
     """Return the features of all rows of a set."""
-    text = base.model.config.get_text_config()
-    linear = task.prompt.readout == "linear"
-    config = default_head(text.num_hidden_layers, text.hidden_size, linear=linear, encoder=base.is_encoder)
+    config = head_on(base, linear=task.prompt.readout == "linear")
     lora = EMPTY_LORA.mean()
 
     def read(name: str) -> Rows:

@@ -83,7 +83,7 @@ def headline(results: Sequence[Row], others: Sequence[Row], programs: Sequence[R
 
     Args:
         results: results of `benchmarks.peers`.
-        others: results of `benchmarks.peers.twice`, `.encoder` and `.beside`, for some of the same sets.
+        others: results of `benchmarks.peers.twice`, `.encoder` and `.companion`, for some of the same sets.
         programs: results of `benchmarks.peers.training_free` and `benchmarks.peers.decision_model`, for some of the
             same sets.
     """
@@ -113,7 +113,7 @@ def peers(results: Sequence[Row], others: Sequence[Row], programs: Sequence[Row]
 
     Args:
         results: results of `benchmarks.peers`.
-        others: results of `benchmarks.peers.twice`, `.encoder` and `.beside`, for some of the same sets.
+        others: results of `benchmarks.peers.twice`, `.encoder` and `.companion`, for some of the same sets.
         programs: results of `benchmarks.peers.training_free` and `benchmarks.peers.decision_model`, for some of the
             same sets.
     """
@@ -187,9 +187,9 @@ def _about_both(beside: Sequence[Row]) -> list[str]:
     costs = _ratios(results, "both_ms", "embedded_ms")
     first = results[0]
     return [
-        f"Both models: the states of {first['base_model']} and of {ENCODER} side by side, which blora does not serve. "
-        f"A text alone takes {costs} times as long as by the embedded model, in one run on "
-        f"{on_machine(first['machine'])}. Revision {_revisions(results)}; `python -m benchmarks.peers.beside`."
+        f"Both models: the states of {first['base_model']} and of its companion {ENCODER} side by side. A text alone "
+        f"takes {costs} times as long as by the embedded model alone, in one run on {on_machine(first['machine'])}. "
+        f"Revision {_revisions(results)}; `python -m benchmarks.peers.companion`."
     ]
 
 

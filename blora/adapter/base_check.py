@@ -17,23 +17,36 @@ def check_base(config: AdapterConfig, base: BaseModel) -> None:
     """Check that an adapter was trained on a base model.
 
     Raises:
-        AdapterError: for other weights, another tokenizer, chat template or config, or modules that the model lacks.
+        AdapterError: for other weights, another tokenizer, chat template or config, or modules that the model lacks; or
+            if the base model has not the companion that the adapter reads.
     """
-    wanted = config.base_model
-    revision = wanted.revision or "unknown"
-    if not _same_weights(wanted, base.ref):
-        raise AdapterError(
-            f"got base model {base.ref.id} ({base.ref.fingerprint[:19]}), expected {wanted.id} "
-            f"({wanted.fingerprint[:19]}), which the adapter was trained on; load that base model, revision "
-            f"{revision}; if only transformers was upgraded since, install the release that the adapter's settings name"
-        )
-    if wanted.reading != base.ref.reading:
-        raise AdapterError(
-            f"got base model {base.ref.id} whose tokenizer, chat template or config.json has changed, expected those "
-            f"that the adapter was trained with; load revision {revision} of {wanted.id}, or train again; if only "
-            "transformers was upgraded since, install the release that the adapter's settings name"
-        )
+    _check_model(config.base_model, base, "base model")
     check_modules(base.model, config.modules)
+    if config.companion is None:
+        return
+    if base.companion is None:
+        raise AdapterError(
+            f"got base model {base.ref.id} alone, expected the companion {config.companion.id} beside it, which the "
+            f"adapter reads too; load both, joined by a +: --base-model MODEL+{config.companion.id}"
+        )
+    _check_model(config.companion, base.companion, "companion")
+
+
+def _check_model(wanted: BaseModelRef, found: BaseModel, what: str) -> None:
+    """Raise an error if a model is not the one that a reference names, or reads text otherwise."""
+    ref, revision = found.ref, wanted.revision or "unknown"
+    if not _same_weights(wanted, ref):
+        raise AdapterError(
+            f"got {what} {ref.id} ({ref.fingerprint[:19]}), expected {wanted.id} ({wanted.fingerprint[:19]}), which "
+            f"the adapter was trained on; load that {what}, revision {revision}; if only transformers was upgraded "
+            "since, install the release that the adapter's settings name"
+        )
+    if wanted.reading != ref.reading:
+        raise AdapterError(
+            f"got {what} {ref.id} whose tokenizer, chat template or config.json has changed, expected those that the "
+            f"adapter was trained with; load revision {revision} of {wanted.id}, or train again; if only transformers "
+            "was upgraded since, install the release that the adapter's settings name"
+        )
 
 
 def _same_weights(wanted: BaseModelRef, found: BaseModelRef) -> bool:

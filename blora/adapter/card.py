@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from blora.base_model import EMBEDDED_HUB_ID, EMBEDDED_ID
-from blora.config import AdapterConfig, PromptConfig
+from blora.config import AdapterConfig, BaseModelRef, PromptConfig
 
 __all__ = ["is_edited", "model_card", "validation_figures"]
 
@@ -45,7 +45,8 @@ def model_card(config: AdapterConfig, name: str) -> str:
     """
     posterior, prompt, sampling = config.posterior, config.prompt, config.sampling
     facts = {
-        "base model": f"{config.base_model.id} (revision {config.base_model.revision or 'unknown'})",
+        "base model": _named(config.base_model),
+        **({"companion": _named(config.companion)} if config.companion is not None else {}),
         "method": _method(config),
         "scoring": _scoring(prompt),
         "prompt template": f"`{prompt.template!r}`",
@@ -101,6 +102,10 @@ def is_edited(card: str, config: AdapterConfig) -> bool:
     """
     names = re.findall(r"^# (.+)$", card, re.MULTILINE)
     return not names or card != model_card(config, names[0])
+
+
+def _named(ref: BaseModelRef) -> str:
+    return f"{ref.id} (revision {ref.revision or 'unknown'})"
 
 
 def _tags(config: AdapterConfig) -> list[str]:

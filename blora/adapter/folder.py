@@ -267,9 +267,10 @@ def _read_familiarity(folder: Path, config: AdapterConfig) -> Familiarity:
     settings, head = config.familiarity, config.head
     assert settings is not None  # the caller has checked it
     assert head is not None  # a familiarity comes with one
-    if settings.n_states != head.n_states:
+    if settings.n_states != head.n_base_states:
         raise AdapterError(
-            f"got a familiarity of {settings.n_states} states, expected {head.n_states}, the head's; {ADVICE}"
+            f"got a familiarity of {settings.n_states} states, expected {head.n_base_states}, the head's of the base "
+            f"model; {ADVICE}"
         )
     if (size := stored_bytes(settings)) > MOST_BYTES:
         raise AdapterError(f"got a familiarity of {size} bytes, expected at most {MOST_BYTES}; {ADVICE}")

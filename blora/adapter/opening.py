@@ -1,6 +1,7 @@
 """Loading of an adapter, or of the LoRA that a new adapter starts from, together with its base model."""
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,11 @@ from blora.adapter.base_check import check_base
 from blora.adapter.calibration_file import calibrated_dtypes
 from blora.adapter.lora import named_base
 from blora.base_model import EMBEDDED, EMBEDDED_ID, BaseModel, load_base_model, native_dtypes
+from blora.config import BaseModelRef
 from blora.decision.calibration import VLLM
-from blora.errors import AdapterError, NotCalibratedError
+from blora.errors import AdapterError, BaseModelError, NotCalibratedError
 from blora.inference.architecture import check_packing
+from blora.inference.companion import with_companion
 
 __all__ = ["base_model_of", "check_lora_base", "dtype_for_adapters", "open_adapter", "open_base"]
 
@@ -26,10 +29,37 @@ COMMIT = re.compile("[0-9a-f]{40}")
 def open_base(base_model: str, *, device: str, dtype: str) -> BaseModel:
     """Load a base model and check that scoring several choices together, packed or not, does not change their scores.
 
+    Args:
+        base_model: see `load_base_model`; with a second one after a +, `MODEL+ENCODER`, the companion beside it.
+        device: see `load_base_model`.
+        dtype: see `load_base_model`.
+
     Raises:
-        BaseModelError: if the model does not load, or its scores change both ways.
+        BaseModelError: if a model does not load, or its scores change both ways, or the companion is no encoder.
     """
-    return check_packing(load_base_model(base_model, device=device, dtype=dtype))
+    own, companion = _split(os.fspath(base_model))
+    base = check_packing(load_base_model(own, device=device, dtype=dtype))
+    if companion is None:
+        return base
+    return with_companion(base, check_packing(load_base_model(companion, device=device, dtype=dtype)))
+
+
+def _split(base_model: str) -> tuple[str, str | None]:
+    """Return the specs of a base model and of its companion; a + in the path of a folder or a file divides nothing.
+
+    >>> _split("embedded+owner/encoder@v1")
+    ('embedded', 'owner/encoder@v1')
+    >>> _split("owner/model")
+    ('owner/model', None)
+    """
+    places = [place for place, sign in enumerate(base_model) if sign == "+"]
+    if not places or Path(base_model).exists():
+        return base_model, None
+    found = next((place for place in places if Path(base_model[:place]).exists()), places[0])
+    own, companion = base_model[:found], base_model[found + 1 :]
+    if not own or not companion:
+        raise BaseModelError(f"got base model {base_model!r}, expected one before the + and an encoder after it")
+    return own, companion
 
 
 def open_adapter(
@@ -39,7 +69,7 @@ def open_adapter(
 
     Args:
         path: the adapter's folder.
-        base_model: see `load_base_model`; None for the model that the adapter was trained on.
+        base_model: see `open_base`; None for the model that the adapter was trained on.
         device: see `load_base_model`.
         dtype: see `load_base_model`.
         name: name of the adapter; the folder's name by default.
@@ -55,7 +85,7 @@ def open_adapter(
 
 
 def base_model_of(lora: Path | None) -> str:
-    """Return the `load_base_model` spec of the base model that a new adapter gets by default.
+    """Return the `open_base` spec of the base model that a new adapter gets by default.
 
     Args:
         lora: the LoRA or adapter that the new adapter starts from; None to start from zero.
@@ -98,18 +128,31 @@ def _same_name(first: str, second: str) -> bool:
 
 
 def _own_base_model(path: Path) -> str:
-    """Return the `load_base_model` spec of the base model that an adapter was trained on.
+    """Return the `open_base` spec of the base model that an adapter was trained on, with its companion.
 
     Raises:
-        AdapterError: if the folder holds no adapter, or the base model came from a folder or a file.
+        AdapterError: if the folder holds no adapter, or one of the models came from a folder or a file.
     """
-    ref = read_config(path).base_model
+    config = read_config(path)
+    own = _spec(config.base_model, path)
+    return own if config.companion is None else f"{own}+{_spec(config.companion, path, own + '+')}"
+
+
+def _spec(ref: BaseModelRef, path: Path, before: str = "") -> str:
+    """Return the `load_base_model` spec of a model that the adapter of a path was trained on.
+
+    Args:
+        ref: reference to the model.
+        path: the adapter's folder.
+        before: what a base model's spec has before this one.
+    """
     if ref.id == EMBEDDED_ID:
         return EMBEDDED
     if "/" not in ref.id:
+        what = "companion" if before else "base model"
         raise AdapterError(
-            f"got adapter {path} of base model {ref.id!r}, which was loaded from a folder or a file, expected its "
-            "path: pass it (--base-model, or base_model= in Python)"
+            f"got adapter {path} of {what} {ref.id!r}, which was loaded from a folder or a file, expected its path: "
+            f"pass it (--base-model {before}PATH, or base_model= in Python)"
         )
     return f"{ref.id}@{ref.revision}" if COMMIT.fullmatch(ref.revision or "") else ref.id
 

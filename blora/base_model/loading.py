@@ -51,6 +51,7 @@ class BaseModel:
         device: device of the model.
         dtype: dtype of the decoder's weights.
         max_length: largest number of positions in a row.
+        companion: an encoder that linear heads read beside it; None without one.
     """
 
     model: PreTrainedModel
@@ -59,6 +60,7 @@ class BaseModel:
     device: torch.device
     dtype: torch.dtype
     max_length: int
+    companion: "BaseModel | None" = None
 
     @property
     def dtype_name(self) -> str:

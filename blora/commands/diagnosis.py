@@ -40,7 +40,7 @@ def diagnose(adapters: Sequence[Path], *, base_model: str | None, device: str = 
 
     Args:
         adapters: adapter folders, or folders of adapter folders.
-        base_model: base model to load and test, see `load_base_model`; None loads no model.
+        base_model: base model to load and test, see `open_base`; None loads no model.
         device: device to describe, see `load_base_model`.
         dtype: dtype to serve in; auto as for `blora serve`.
     """
@@ -158,6 +158,7 @@ def _base_model(spec: str, device: str, dtype: str) -> Facts:
     return {
         "id": base.ref.id,
         "revision": base.ref.revision,
+        "companion": base.companion.ref.id if base.companion is not None else None,
         "dtype": base.dtype_name,
         "runs_in_parts": why_whole(base.model) is None,
         "runs_whole_because": why_whole(base.model),
@@ -182,6 +183,7 @@ def _adapter(folder: Path, in_use: str | None) -> Facts:
     return {
         "digest": digest,
         "base_model": config.base_model.id,
+        "companion": config.companion.id if config.companion is not None else None,
         "kind": "+".join(["LoRA"] * bool(config.modules) + ["head"] * (config.head is not None)),
         "draws": config.sampling.n_samples,
         "calibrated": {dtype: _promise(entry) for dtype, entry in sorted(own.items())},

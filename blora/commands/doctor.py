@@ -25,7 +25,7 @@ def _parser() -> ArgumentParser:
         formatter_class=CommandHelp,
     )
     parser.add_argument("adapters", nargs="*", type=Path, help="adapter folders, or folders of adapter folders")
-    parser.add_argument("--base-model", default="embedded", help="hub id[@revision], folder, .gguf file, or embedded")
+    parser.add_argument("--base-model", default="embedded", help="as for blora serve")
     parser.add_argument("--no-base-model", action="store_true", help="load no base model, which takes seconds")
     parser.add_argument("--device", default="auto", help="device to describe: auto, cpu, cuda, cuda:1 ...")
     parser.add_argument("--dtype", default="auto", help="precision to serve in: auto, float32, bfloat16 or float16")
@@ -103,7 +103,8 @@ def _cache(facts: dict[str, Any]) -> str:
 
 def _base_model(facts: dict[str, Any]) -> str:
     runs = "runs in parts" if facts["runs_in_parts"] else f"runs whole, because {facts['runs_whole_because']}"
-    return f"{facts['id']} (revision {facts['revision'] or 'unknown'}) in {facts['dtype']}: {runs}"
+    companion = f", with the companion {facts['companion']}" if facts["companion"] is not None else ""
+    return f"{facts['id']} (revision {facts['revision'] or 'unknown'}) in {facts['dtype']}: {runs}{companion}"
 
 
 def _adapters(facts: dict[str, Any]) -> "Iterator[tuple[str, str]]":
@@ -120,4 +121,5 @@ def _adapter(facts: dict[str, Any]) -> str:
         calibrated += f"; {facts['of_other_contents']} calibrations of other contents, which do not hold"
     if promises and facts["calibrated_for_dtype_in_use"] is False:
         calibrated += "; not for the dtype above"
-    return f"{facts['kind']} on {facts['base_model']}, {facts['draws']} draws, {facts['digest'][:19]}; {calibrated}"
+    models = " and ".join(name for name in (facts["base_model"], facts["companion"]) if name is not None)
+    return f"{facts['kind']} on {models}, {facts['draws']} draws, {facts['digest'][:19]}; {calibrated}"

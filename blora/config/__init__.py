@@ -5,7 +5,6 @@ from blora.config.adapter import (
     MOST_LENGTH_POWER,
     MOST_TEMPERATURE,
     AdapterConfig,
-    BaseModelRef,
     ChoiceEnd,
     FamilyName,
     MethodName,
@@ -16,7 +15,8 @@ from blora.config.adapter import (
     SamplingConfig,
     ScoringName,
 )
-from blora.config.head import MOST_CHOICES, FamiliarityConfig, FamiliarityKind, HeadConfig
+from blora.config.base_model import BaseModelRef
+from blora.config.head import MOST_CHOICES, CompanionConfig, FamiliarityConfig, FamiliarityKind, HeadConfig
 from blora.config.question import QuestionConfig
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "AdapterConfig",
     "BaseModelRef",
     "ChoiceEnd",
+    "CompanionConfig",
     "FamiliarityConfig",
     "FamiliarityKind",
     "FamilyName",

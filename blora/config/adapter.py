@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from blora.config.base_model import BaseModelRef
 from blora.config.checks import require
 from blora.config.head import MOST_CHOICES, FamiliarityConfig, HeadConfig
 from blora.config.question import QuestionConfig
@@ -16,7 +17,6 @@ __all__ = [
     "MOST_LENGTH_POWER",
     "MOST_TEMPERATURE",
     "AdapterConfig",
-    "BaseModelRef",
     "ChoiceEnd",
     "FamilyName",
     "MethodName",
@@ -225,26 +225,6 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BaseModelRef:
-    """Reference to the base model of an adapter.
-
-    Attributes:
-        id: hub id, or the name of the folder or embedded model.
-        revision: commit or content hash of the loaded weights, None if unknown.
-        fingerprint: digest of the parameters' names, shapes and sampled values. A base model matches if its
-            fingerprint is equal, or its revision is the same content hash.
-        reading: digest of the tokenizer, the chat template and the config's settings, which must be equal too.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    id: str
-    revision: str | None
-    fingerprint: str
-    reading: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
     """The contents of `bayesian_config.json`.
 
@@ -291,6 +271,11 @@ class AdapterConfig:
             f"a head above method {self.posterior.method} with stop_error {self.sampling.stop_error}",
             "method lora and no stop_error: the head has the posterior, and all of its draws take one pass",
         )
+        require(
+            self.head is None or self.head.companion is None or self.prompt.readout == "linear",
+            f"a companion beside the readout {self.prompt.readout}",
+            "a linear head, which alone reads one",
+        )
         if self.question is not None:
             self.question.check(self.prompt.choices)
         require(
@@ -303,6 +288,11 @@ class AdapterConfig:
             "policy min_familiarity without a familiarity",
             "another threshold",
         )
+
+    @property
+    def companion(self) -> BaseModelRef | None:
+        """Reference to the companion that the head reads; None without one."""
+        return self.head.companion.model if self.head is not None and self.head.companion is not None else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as a JSON-ready dictionary."""

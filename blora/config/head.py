@@ -6,14 +6,17 @@ from typing import ClassVar, Literal, get_args
 
 from pydantic import ConfigDict
 
+from blora.config.base_model import BaseModelRef
 from blora.config.checks import require
 
-__all__ = ["MOST_CHOICES", "MOST_REFERENCE", "FamiliarityConfig", "FamiliarityKind", "HeadConfig"]
+__all__ = ["MOST_CHOICES", "MOST_REFERENCE", "CompanionConfig", "FamiliarityConfig", "FamiliarityKind", "HeadConfig"]
 
 # Limit for a fixed label set.
 MOST_CHOICES = 255
 # Limits for what a head reads and stores.
 MOST_DEPTHS, MOST_STATES, MOST_DIRECTIONS, MOST_GRAMS, MOST_PRODUCTS = 64, 2**20, 4096, 2**20, 2**16
+# Limit for the factor on a companion's states.
+MOST_WEIGHT = 100.0
 # Limit for the reference distances of a familiarity.
 MOST_REFERENCE = 4096
 # Limit for the sharpness of a familiarity, beyond which a soft maximum is the maximum.
@@ -25,18 +28,43 @@ _STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompanionConfig:
+    """Settings of a companion: an encoder whose states a linear head reads beside those of the base model.
+
+    Attributes:
+        model: reference to the companion.
+        depths: layers of the companion whose inputs are read, as `HeadConfig.depths`.
+        n_states: number of values that are read at all of these depths together.
+        weight: factor on the companion's standardised states, beside those of the base model.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    model: BaseModelRef
+    depths: tuple[int, ...]
+    n_states: int
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_depths(self.depths)
+        require(1 <= self.n_states <= MOST_STATES, f"n_states = {self.n_states}", f"1 to {MOST_STATES}")
+        require(0 < self.weight <= MOST_WEIGHT, f"weight = {self.weight}", f"a number above 0, at most {MOST_WEIGHT}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeadConfig:
     """Settings of a decision head, beside `PromptConfig.readout`, which names its kind.
 
     Attributes:
         depths: decoder layers whose inputs are read; the number of layers stands for the input of the output head.
-        n_states: number of values that are read at all depths together.
+        n_states: number of values that are read at all depths together, those of the companion included.
         n_directions: number of directions on which the standardised states are projected.
         n_grams: number of buckets into which the prompt's character n-grams are hashed, for a linear head; 0 for none.
         n_products: (P, Q): a pointer head reads the products of P directions of the prompt's states and the first Q
             directions of a choice's; (0, 0) for no products.
         mirrored: whether draws come in pairs of opposite noise. New heads do; a head whose settings do not say so draws
             independently, as when its thresholds were proved.
+        companion: settings of the companion; None without one.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -47,17 +75,12 @@ class HeadConfig:
     n_grams: int = 0
     n_products: tuple[int, int] = (0, 0)
     mirrored: bool = False
+    companion: CompanionConfig | None = None
 
     def __post_init__(self) -> None:
-        require(
-            0 < len(self.depths) <= MOST_DEPTHS
-            and self.depths[0] >= 0
-            and list(self.depths) == sorted(set(self.depths)),
-            f"depths = {list(self.depths)}",
-            f"1 to {MOST_DEPTHS} layers in rising order",
-        )
+        _check_depths(self.depths)
         for name, least, most in (
-            ("n_states", 1, MOST_STATES),
+            ("n_states", 1 + self.n_companion_states, MOST_STATES),
             ("n_directions", 1, MOST_DIRECTIONS),
             ("n_grams", 0, MOST_GRAMS),
         ):
@@ -71,6 +94,16 @@ class HeadConfig:
             f"n_products = {[*self.n_products]}, n_directions = {self.n_directions}, n_grams = {self.n_grams}",
             f"n_products of [0, 0], or of 1 to {MOST_PRODUCTS} in all, the second at most n_directions, and no n-grams",
         )
+
+    @property
+    def n_companion_states(self) -> int:
+        """Number of values that are read of the companion; they follow those of the base model."""
+        return self.companion.n_states if self.companion is not None else 0
+
+    @property
+    def n_base_states(self) -> int:
+        """Number of values that are read of the base model."""
+        return self.n_states - self.n_companion_states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,3 +162,11 @@ class FamiliarityConfig:
             f"{self.n_states} states at depths {list(self.depths)}",
             "equally many at each depth",
         )
+
+
+def _check_depths(depths: tuple[int, ...]) -> None:
+    require(
+        0 < len(depths) <= MOST_DEPTHS and depths[0] >= 0 and list(depths) == sorted(set(depths)),
+        f"depths = {list(depths)}",
+        f"1 to {MOST_DEPTHS} layers in rising order",
+    )

@@ -32,8 +32,9 @@ def load(
 
     Args:
         path: the adapter's folder, or its name on the Hugging Face hub, "hf://owner/name@revision".
-        base_model: `embedded`, a folder, a .gguf file, or a hub id with an optional @revision; by default the
-            model that the adapter was trained on.
+        base_model: `embedded`, a folder, a .gguf file, or a hub id with an optional @revision, and behind a + the
+            encoder that linear heads read beside it, as in `embedded+owner/encoder`; by default what the adapter was
+            trained on.
         device: a torch device, or auto: cuda, else cpu.
         dtype: float32, bfloat16, float16, or auto: the device's first dtype that the adapter is calibrated for.
         name: name of the adapter in answers; the folder's name by default, or the repository's.

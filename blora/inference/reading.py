@@ -3,7 +3,8 @@
 A linear head reads the mean states of the prompt's tokens and the prompt's character n-grams, and no choices. A pointer
 head reads the mean states of each choice's own tokens, its log-probability and its length. The mean states of the
 prompt, which tell how familiar a question is, are read for both; those of an encoder have unit length at each depth, as
-the embeddings of sentence encoders do. No draw of a head changes the states, so that one pass serves every draw.
+the embeddings of sentence encoders do. Behind them come those of a companion, if the linear head reads one. No draw of
+a head changes the states, so that one pass serves every draw.
 """
 
 from collections.abc import Sequence
@@ -15,20 +16,25 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
-from blora.config import HeadConfig
+from blora.config import CompanionConfig, HeadConfig
 from blora.errors import BaseModelError
+from blora.inference.checkpoints import between
+from blora.inference.companion import companion_of, companion_rows
 from blora.inference.fork import first_layer, logits_at, states_at
 from blora.inference.grams import gram_counts
-from blora.inference.packing import PackedBatch, PackedRow, States, collate
+from blora.inference.packing import PackedBatch, PackedRow, States, by_length, collate
 from blora.inference.prefix import HeadPrefix, RecordingCache
 from blora.inference.scoring import inputs_of, log_normalizers
 from blora.inference.unpacked import for_model, read_states, way_of
 from blora.inference.vocabulary import log_probs_of_each, plain_head
 from blora.posterior.decision_head import DecisionHead, Features, HeadDraws
-from blora.posterior.draws import Draws, use_draws
+from blora.posterior.draws import NO_LORA, Draws, use_draws
 from blora.posterior.inject import n_layers_of
 
 __all__ = ["as_read", "head_log_probs", "read_prefix", "read_rows", "readable_depths", "trunk_of"]
+
+# Most padded tokens in a pass of a companion, whose texts may be much longer than what is left of rows after a prefix.
+COMPANION_TOKENS = 4096
 
 
 def read_rows(
@@ -112,13 +118,31 @@ def _features(
     if way_of(model) == "none":
         prompt = normalize(prompt.unflatten(-1, (len(config.depths), -1)), dim=-1).flatten(-2)
     if rows[0].readout != "pointer":
-        return Features(prompt, gram_counts([row.text for row in rows], config.n_grams).to(prompt.device), prompt)
+        texts = [row.text for row in rows]
+        beside = [_of_companion(model, texts, config.companion)] if config.companion is not None else []
+        counts = gram_counts(texts, config.n_grams).to(prompt.device)
+        return Features(torch.cat([prompt, *beside], -1), counts, prompt)
     totals = _choice_log_probs(model, batch, found, inputs)
     sums = _sums(batch, found, config.depths, torch.arange(1, batch.is_choice.shape[1] + 1))
     lengths = batch.length.to(sums.device).clamp_min(1)  # the last token of a choice, which ends it, is not read
     counts = torch.stack([totals, totals / lengths, lengths.log()], -1)
     sizes = torch.tensor([row.n_choices for row in rows], device=sums.device)
     return Features(sums / (lengths - 1).clamp_min(1)[..., None], counts, prompt, sizes=sizes)
+
+
+@torch.no_grad()
+def _of_companion(model: PreTrainedModel, texts: Sequence[str], config: CompanionConfig) -> Tensor:
+    """Return the states (B, F) of texts that the companion of a model reads, in passes of similar length."""
+    companion = companion_of(model)
+    assert companion is not None  # `check_base` refuses an adapter without its companion
+    rows = companion_rows(companion, texts)
+    own = HeadConfig(depths=config.depths, n_states=config.n_states, n_directions=1)
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    for picked in between([*by_length(rows, COMPANION_TOKENS)]):
+        states = read_rows(companion.model, [rows[i] for i in picked], own, NO_LORA).states
+        for i, of_text in zip(picked, states, strict=True):
+            found[i] = of_text
+    return torch.stack(found)
 
 
 @torch.no_grad()

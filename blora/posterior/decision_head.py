@@ -41,9 +41,11 @@ class Features:
     """Features of B questions, of B questions with C choices each, or of the R choices of B questions, row after row.
 
     Attributes:
-        states: (B, F), (B, C, F) or (R, F) mean hidden states at the head's depths, side by side.
+        states: (B, F), (B, C, F) or (R, F) mean hidden states at the head's depths, side by side, those of a companion
+            last.
         counts: (B, M), (B, C, M) or (R, M) further numbers.
-        prompt: (B, F) the same states of the prompts, which tell how familiar a question is; None if not read.
+        prompt: (B, F) the states of the prompts in the base model alone, which tell how familiar a question
+            is; None if not read.
         owner: (R,) the question of each choice, for choices row after row, which need no padding; None otherwise.
         sizes: (B,) number of choices of each question, for states (B, C, F); None otherwise.
     """

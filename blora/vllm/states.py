@@ -31,12 +31,17 @@ def check_readable(name: str, head: HeadConfig, base: BaseModel) -> None:
     """Check that a head reads the states that vLLM returns.
 
     Raises:
-        AdapterError: if it reads other states, or those of an encoder.
+        AdapterError: if it reads other states, or those of an encoder, alone or beside.
     """
     if base.is_encoder:
         raise AdapterError(
             f"got adapter {name!r} of {base.ref.id}, an encoder, expected one of a language model: serve it with "
             "--engine torch"
+        )
+    if head.companion is not None:
+        raise AdapterError(
+            f"got adapter {name!r}, whose head reads {head.companion.model.id} beside {base.ref.id}, expected one of a "
+            "language model alone: serve it with --engine torch"
         )
     n_layers = n_layers_of(base.model)
     if head.depths != (n_layers,):

@@ -73,7 +73,8 @@ class AdapterHandle:
         head = self.config.head
         if head is None or self.config.modules:
             return self.digest
-        return f"{self.config.prompt.readout}: states at {head.depths}, {head.n_grams} n-grams"
+        companion = head.companion.depths if head.companion is not None else None  # the same for all adapters
+        return f"{self.config.prompt.readout}: states at {head.depths}, {companion}, {head.n_grams} n-grams"
 
     @property
     def least_familiarity(self) -> float | None:

@@ -213,6 +213,7 @@ def model_of(base: BaseModel, *, device: str, dtype: str, max_length: int, runs_
         id=base.ref.id,
         revision=base.ref.revision,
         fingerprint=base.ref.fingerprint,
+        companion=base.companion.ref.id if base.companion is not None else None,
         device=device,
         dtype=dtype,
         max_length=max_length,

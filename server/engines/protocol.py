@@ -38,6 +38,7 @@ class ModelInfo:
         id: hub id, path or file name.
         revision: revision of the hub id, if there is one.
         fingerprint: fingerprint of its weights.
+        companion: hub id, path or file name of its companion; None without one.
         device: device that it runs on.
         dtype: precision that it runs in.
         max_length: most positions of a row.
@@ -49,6 +50,7 @@ class ModelInfo:
     id: str
     revision: str | None
     fingerprint: str
+    companion: str | None
     device: str
     dtype: str
     max_length: int

@@ -161,7 +161,8 @@ class TorchEngine(PackingEngine):
         settings = self._settings
         base = open_base(settings.base_model, device=str(device), dtype=dtype)
         if base.device.type == "cpu":  # on a GPU a pass is short, and a parked one would hold scarce memory
-            make_interruptible(base.model)
+            for one in filter(None, (base, base.companion)):
+                make_interruptible(one.model)
         self._base = base
         self._max_length = base.max_length
         self._prefixes = Prefixes(

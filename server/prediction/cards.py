@@ -29,6 +29,7 @@ def adapter_card(handle: AdapterHandle, drift_since: int | None) -> AdapterCard:
         calibration_digest=handle.calibration_digest,
         created=handle.created,
         base_model=config.base_model.id,
+        companion=config.companion.id if config.companion is not None else None,
         target_modules=list(config.target_modules),
         posterior=config.posterior,
         prompt=config.prompt,

@@ -22,6 +22,7 @@ class AdapterCard(Response):
     )
     created: int = Field(description="Unix time of loading, in seconds.")
     base_model: str = Field(description="Base model that it was trained on.")
+    companion: str | None = Field(description="Encoder that it reads beside the base model; null without one.")
     target_modules: list[str] = Field(description="Modules that have a LoRA; empty for a head alone.")
     posterior: PosteriorConfig = Field(description="Kind and size of the posterior over the LoRA.")
     prompt: PromptConfig = Field(description="How a request becomes a prompt, and how its choices are read.")

@@ -71,6 +71,9 @@ class ModelDescription(Response):
     id: str = Field(description="Hub id, path or file name.")
     revision: str | None = Field(description="Revision of the hub id, if there is one.")
     fingerprint: str = Field(description="Fingerprint of its weights, by which an adapter recognises it.")
+    companion: str | None = Field(
+        description="Hub id, path or file name of the encoder that adapters may read beside it; null without one."
+    )
     device: str = Field(description="Device that it runs on.")
     dtype: str = Field(description="Precision that it runs in.")
     max_length: int = Field(description="The most tokens of a row, which is a prompt with choices.")

@@ -1,17 +1,18 @@
 """The peers' sets read otherwise: twice, by two models, and at fewer depths."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from benchmarks.peers import beside, depths, twice
-from benchmarks.peers.reading import EMPTY_LORA, Rows, cost_ms, read_set
+from benchmarks.peers import companion, depths, twice
+from benchmarks.peers.reading import EMPTY_LORA, cost_ms, read_set
 from benchmarks.peers.results import measure
 from benchmarks.peers.table import peers
 from blora.base_model import load_base_model
+from blora.inference.architecture import check_packing
+from blora.inference.companion import with_companion
 from blora.training.head.features import read_features
 from tests.benchmarks.test_peers import linear
+from tests.blora.inference.test_encoders import encoder
 
 
 @pytest.mark.model
@@ -37,27 +38,14 @@ def test_a_text_read_twice_is_measured_and_shown_beside_the_other_methods() -> N
 
 
 @pytest.mark.model
-def test_the_states_of_two_models_side_by_side_are_measured_and_shown() -> None:
-    task, base = linear(), load_base_model("embedded", dtype="float32")
-    read = read_set(base, task)
-    width, narrow = read.config.n_states, 500
-
-    def some_of(rows: Rows) -> Rows:
-        states = rows.features.states[:, -narrow:]
-        return rows._replace(features=replace(rows.features, states=states, prompt=states))
-
-    parts = {name: some_of(rows) for name, rows in read._asdict().items() if isinstance(rows, Rows)}
-    other = read._replace(config=replace(read.config, depths=(1,), n_states=narrow), **parts)
-    both = beside.both(read, other)
-    assert both.config.depths == (10, 15, 20, 25, 30, 31)
-    for name in task.parts():
-        own, second, found = (getattr(one, name).features for one in (read, other, both))
-        assert torch.equal(found.states[:, :width], own.states)
-        assert torch.equal(found.states[:, width : width + narrow], second.states)
-        assert found.states.shape == found.prompt.shape == (len(own.states), width + 576)
-        assert (found.states[:, width + narrow :] == 0).all()
-    assert both.seconds == 2 * read.seconds
-    result = measure(task, beside.methods(task, both))
+def test_what_a_companion_adds_is_measured_and_shown() -> None:
+    task, alone = linear(), load_base_model("embedded", dtype="float32")
+    both = with_companion(alone, check_packing(encoder()))
+    read = read_set(both, task)
+    assert read.config.companion is not None
+    assert (read.config.n_base_states, read.config.n_companion_states) == (5 * 576, 2 * 32)
+    assert read.test.features.states.shape[1] == 5 * 576 + 2 * 32
+    result = measure(task, companion.methods(task, read))
     names = [row["method"] for row in result["rows"]][::2]
     simple = ["regression on frozen states", "head, posterior mean", "head, 64 draws"]
     assert names == [f"{name}, both models" for name in simple]
@@ -65,7 +53,7 @@ def test_the_states_of_two_models_side_by_side_are_measured_and_shown() -> None:
     measured = result | about | {"set": "demo", "embedded_ms": 2.0, "both_ms": 3.0}
     shown = peers([measured | {"rows": []}], [measured], [])
     assert all(f"| {name} |" in shown for name in names)
-    assert "A text alone takes 1.50 (demo) times as long as by the embedded model" in shown
+    assert "A text alone takes 1.50 (demo) times as long as by the embedded model alone" in shown
 
 
 @pytest.mark.model

@@ -166,6 +166,7 @@ class FakeEngine:
             id="fake/fake",
             revision=None,
             fingerprint="sha256:" + "0" * 64,
+            companion=None,
             device="cpu",
             dtype="float64",
             max_length=8192,

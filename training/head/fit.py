@@ -201,6 +201,8 @@ class Regression:
             center = torch.zeros(states.shape[-1])
             labels = labels + sizes.cumsum(0) - sizes
         scale = (states - center).square().mean(0).sqrt().clamp_min(1e-6)
+        if config.companion is not None:
+            scale[config.n_base_states :] /= config.companion.weight
         directions = _directions((states - center) / scale, config.n_directions)
         n_directions, n_counts = len(directions), counts.shape[-1]
         prompts = features.prompt if owner is not None else None

@@ -3,13 +3,13 @@
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import TrainerCallback
 
 from blora.base_model import BaseModel
-from blora.config import HeadConfig, PosteriorConfig, SamplingConfig
+from blora.config import CompanionConfig, HeadConfig, PosteriorConfig, SamplingConfig
 from blora.decision.familiarity import Familiarity
 from blora.decision.metrics import Metrics
 from blora.decision.temperature import FEW_ROWS, temper
@@ -29,7 +29,7 @@ from blora.training.lora.trunk import with_states
 from blora.training.rows.packed import LabelledRow
 from blora.training.trials import Trial, choose, try_scales
 
-__all__ = ["Part", "TrainedHead", "default_head", "fit_parts", "parse_depths", "train_below", "train_head"]
+__all__ = ["Part", "TrainedHead", "default_head", "fit_parts", "head_on", "parse_depths", "train_below", "train_head"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ N_DIRECTIONS, N_DIRECTIONS_OF_POINTER = 512, 1024
 N_GRAMS = 8192
 # Prior precision of the weights of the projected states while a LoRA below them is trained.
 PRECISION = 5.0
+# Factors to try on a companion's standardised states, as long as the next one is better than the one before.
+COMPANION_WEIGHTS = (1.0, 2.0, 4.0, 8.0)
 # What a part of the inputs is called, for fixed choices and for choices that come with the question.
 NAMES = {
     "counts": ("regression on character n-grams", "base model's log-probabilities"),
@@ -122,6 +124,23 @@ def default_head(
     )
 
 
+def head_on(base: BaseModel, *, linear: bool, depths: Sequence[int] | None = None) -> HeadConfig:
+    """Return the settings of a head on a base model and its companion, which it reads at an encoder's default depths.
+
+    Args:
+        base: the base model.
+        linear: whether the head is a linear one.
+        depths: depths of the base model's states; None for those of `default_head`.
+    """
+    hidden_size = base.model.config.get_text_config().hidden_size
+    config = default_head(n_layers_of(base.model), hidden_size, linear=linear, depths=depths, encoder=base.is_encoder)
+    if base.companion is None:
+        return config
+    own = head_on(base.companion, linear=True)
+    companion = CompanionConfig(model=base.companion.ref, depths=own.depths, n_states=own.n_states)
+    return replace(config, n_states=config.n_states + own.n_states, companion=companion)
+
+
 def train_head(
     base: BaseModel,
     train: Sequence[LabelledRow],
@@ -140,14 +159,12 @@ def train_head(
             a token.
     """
     linear = train[0].row.readout == "linear"
-    hidden_size = base.model.config.get_text_config().hidden_size
-    n_layers = n_layers_of(base.model)
-    config = default_head(n_layers, hidden_size, linear=linear, depths=depths, encoder=base.is_encoder)
+    config = head_on(base, linear=linear, depths=depths)
     if depths is None:
         readable = readable_depths(base.model, train[0].row, config.depths)
         if readable != config.depths:
             logger.warning("this model has one state a token only at the depths %s, which the head reads", [*readable])
-            config = default_head(n_layers, hidden_size, linear=linear, depths=readable)
+            config = head_on(base, linear=linear, depths=readable)
     lora = Posterior({}, PosteriorConfig(method="lora"), seed=0)
     read = [read_features(base.model, rows, config, lora.mean(), "reading states") for rows in (train, validation)]
     return fit_parts(config, read[0], train, read[1], validation, sampling, lora)
@@ -214,10 +231,16 @@ def fit_parts(
         parts: some of `PARTS`, to be fitted by themselves; the last is the whole head.
     """
     above = ", above a LoRA" if lora.modules_shape else ""
-    regression = Regression.of(config, features, train)
-    fitted, found = {}, []
+    fitted: dict[str, FittedHead] = {}
+    if config.companion is not None and "states" in parts:
+        regression, fitted["states"] = _weighted(config, features, train, validation_features, validation, lora)
+        config = replace(config, companion=regression.blank.config.companion)
+    else:
+        regression = Regression.of(config, features, train)
+    found = []
     for part in parts:
-        fitted[part] = fit_head(regression, validation_features, validation, lora.mean(), part)
+        if part not in fitted:
+            fitted[part] = fit_head(regression, validation_features, validation, lora.mean(), part)
         found.append(Part(NAMES[part][0 if regression.owner is None else 1] + above, fitted[part].trial.metrics))
         logger.info("%s: validation %s", found[-1].name, fitted[part].trial)
     best = fitted["both"]
@@ -233,3 +256,26 @@ def fit_parts(
     probs = temper(held.log_probs(trial.scale, lora, sampling), served.temperature, served.lapse)
     modest = with_guesses(familiarity.familiarity, probs, validation)
     return TrainedHead(posterior, best.head.config, trial, served, tuple(found), fitted, modest)
+
+
+def _weighted(
+    config: HeadConfig,
+    features: Features,
+    train: Sequence[LabelledRow],
+    validation_features: Features,
+    validation: Sequence[LabelledRow],
+    lora: Posterior,
+) -> tuple[Regression, FittedHead]:
+    """Return the regression with the best of `COMPANION_WEIGHTS`, and the head on its states alone, which chose it."""
+    assert config.companion is not None  # the caller has checked it
+    best: tuple[Regression, FittedHead] | None = None
+    for weight in COMPANION_WEIGHTS:
+        weighted = replace(config, companion=replace(config.companion, weight=weight))
+        regression = Regression.of(weighted, features, train)
+        fitted = fit_head(regression, validation_features, validation, lora.mean(), "states")
+        logger.info("companion of weight %g: validation %s", weight, fitted.trial)
+        if best is not None and fitted.trial.metrics.nll >= best[1].trial.metrics.nll:
+            break
+        best = regression, fitted
+    assert best is not None  # the first weight is better than none
+    return best
