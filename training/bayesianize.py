@@ -73,7 +73,7 @@ def bayesianize_lora(
         split: the split of a hub data set to load.
         columns: our column names, mapped to the data's own names.
         limit: number of rows to use from the top, None for all.
-        base_model: the base model that the LoRA was trained on, as for `load_base_model`; by default that of a LoRA
+        base_model: the base model that the LoRA was trained on, as for `open_base`; by default that of a LoRA
             that `blora train` made, and the embedded one for any other.
         device: device to compute on, as for `load_base_model`.
         dtype: precision of the base model, as for `load_base_model`.

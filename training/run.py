@@ -196,6 +196,8 @@ class _Run:
     def checkpoint(self, prompt: PromptConfig) -> Path | None:
         """Claim the work folder, and return the checkpoint to resume from, if there is one."""
         run = _settings(self.recipe) | {"prompt": asdict(prompt), "base": self.base.ref.fingerprint}
+        if self.base.companion is not None:
+            run["companion"] = self.base.companion.ref.fingerprint
         run |= {"train": self.train.digest, "validation": self.validation.digest}
         if self.recipe.init_from is not None:
             run["init"] = sha256((self.recipe.init_from / WEIGHTS_FILE).read_bytes()).hexdigest()

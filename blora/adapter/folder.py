@@ -30,7 +30,7 @@ from blora.adapter.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, check_tensors, fa
 from blora.adapter.peft_files import check_mean, check_peft_config, peft_config, peft_tensors
 from blora.adapter.presence import CONFIG_FILE, UNFINISHED_FILE, how_to_finish, is_adapter
 from blora.base_model import BaseModel
-from blora.config import FORMAT_VERSION, AdapterConfig
+from blora.config import FORMAT_VERSION, AdapterConfig, CompanionConfig
 from blora.decision.abstention import Policy
 from blora.decision.familiarity import MOST_BYTES, Familiarity, familiarity_shapes, stored_bytes
 from blora.disk.atomic import new_folder
@@ -257,10 +257,22 @@ def _read_head(folder: Path, config: AdapterConfig, base: BaseModel) -> Decision
     assert head is not None  # the caller has checked it
     if head.depths[-1] > (n_layers := n_layers_of(base.model)):
         raise AdapterError(f"got a head that reads at layer {head.depths[-1]}, expected at most {n_layers}; {ADVICE}")
+    if head.companion is not None and base.companion is not None:
+        _check_companion(head.companion, base.companion)
     stored = _stored(folder / HEAD_FILE, head_shapes(head, config.prompt))
     tensors = {name: tensor.float() for name, tensor in stored.items()}
     _check_positive("head", tensors, ("scale", "prompt_scale"))
     return DecisionHead(head, **tensors)
+
+
+def _check_companion(reads: CompanionConfig, companion: BaseModel) -> None:
+    """Raise an error if a head reads states of a companion that it does not have."""
+    n_layers, width = n_layers_of(companion.model), companion.model.config.get_text_config().hidden_size
+    if reads.depths[-1] > n_layers or reads.n_states != len(reads.depths) * width:
+        raise AdapterError(
+            f"got a head that reads {reads.n_states} states of the companion at layers {[*reads.depths]}, expected "
+            f"{width} at each, and layers up to {n_layers}; {ADVICE}"
+        )
 
 
 def _read_familiarity(folder: Path, config: AdapterConfig) -> Familiarity:

@@ -24,6 +24,8 @@ __all__ = ["base_model_of", "check_lora_base", "dtype_for_adapters", "open_adapt
 logger = logging.getLogger(__name__)
 
 COMMIT = re.compile("[0-9a-f]{40}")
+# What stands for a folder or a file that is not known.
+PATH = "PATH"
 
 
 def open_base(base_model: str, *, device: str, dtype: str) -> BaseModel:
@@ -53,9 +55,9 @@ def _split(base_model: str) -> tuple[str, str | None]:
     ('owner/model', None)
     """
     places = [place for place, sign in enumerate(base_model) if sign == "+"]
-    if not places or Path(base_model).exists():
+    if not places or os.path.exists(base_model):
         return base_model, None
-    found = next((place for place in places if Path(base_model[:place]).exists()), places[0])
+    found = next((place for place in reversed(places) if os.path.exists(base_model[:place])), places[0])
     own, companion = base_model[:found], base_model[found + 1 :]
     if not own or not companion:
         raise BaseModelError(f"got base model {base_model!r}, expected one before the + and an encoder after it")
@@ -134,26 +136,23 @@ def _own_base_model(path: Path) -> str:
         AdapterError: if the folder holds no adapter, or one of the models came from a folder or a file.
     """
     config = read_config(path)
-    own = _spec(config.base_model, path)
-    return own if config.companion is None else f"{own}+{_spec(config.companion, path, own + '+')}"
+    models = {"base model": config.base_model} | ({"companion": config.companion} if config.companion else {})
+    spec = "+".join(map(_spec, models.values()))
+    for what, ref in models.items():
+        if _spec(ref) == PATH:
+            raise AdapterError(
+                f"got adapter {path} of {what} {ref.id!r}, which was loaded from a folder or a file, expected its "
+                f"path: pass it (--base-model {spec}, or base_model= in Python)"
+            )
+    return spec
 
 
-def _spec(ref: BaseModelRef, path: Path, before: str = "") -> str:
-    """Return the `load_base_model` spec of a model that the adapter of a path was trained on.
-
-    Args:
-        ref: reference to the model.
-        path: the adapter's folder.
-        before: what a base model's spec has before this one.
-    """
+def _spec(ref: BaseModelRef) -> str:
+    """Return the `load_base_model` spec of a model, `PATH` for one that was loaded from a folder or a file."""
     if ref.id == EMBEDDED_ID:
         return EMBEDDED
     if "/" not in ref.id:
-        what = "companion" if before else "base model"
-        raise AdapterError(
-            f"got adapter {path} of {what} {ref.id!r}, which was loaded from a folder or a file, expected its path: "
-            f"pass it (--base-model {before}PATH, or base_model= in Python)"
-        )
+        return PATH
     return f"{ref.id}@{ref.revision}" if COMMIT.fullmatch(ref.revision or "") else ref.id
 
 

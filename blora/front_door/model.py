@@ -243,9 +243,11 @@ class Model:
         return html_table([(escape(name), escape(value)) for name, value in self._facts().items()])
 
     def _facts(self) -> dict[str, str]:
+        companion = self.adapter.config.companion
+        models = self.base.name if companion is None else f"{self.base.name} with {companion.id}"
         return {
             "adapter": self.name,
-            "base model": f"{self.base.name} in {self.base.dtype_name} on {self.base.device}",
+            "base model": f"{models} in {self.base.dtype_name} on {self.base.device}",
             "choices": ", ".join(self.choices) if self.choices else "with each question",
             "draws": f"{self._handle.bank.n_samples} draws",
             "policy": _shown(default_policy(self._handle)),

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from blora.config import CompanionConfig, HeadConfig
 from blora.errors import BaseModelError
 from blora.inference.checkpoints import between
-from blora.inference.companion import companion_of, companion_rows
+from blora.inference.companion import MOST_TOKENS, companion_of, companion_rows
 from blora.inference.fork import first_layer, logits_at, states_at
 from blora.inference.grams import gram_counts
 from blora.inference.packing import PackedBatch, PackedRow, States, by_length, collate
@@ -32,9 +32,6 @@ from blora.posterior.draws import NO_LORA, Draws, use_draws
 from blora.posterior.inject import n_layers_of
 
 __all__ = ["as_read", "head_log_probs", "read_prefix", "read_rows", "readable_depths", "trunk_of"]
-
-# Most padded tokens in a pass of a companion, whose texts may be much longer than what is left of rows after a prefix.
-COMPANION_TOKENS = 4096
 
 
 def read_rows(
@@ -119,9 +116,10 @@ def _features(
         prompt = normalize(prompt.unflatten(-1, (len(config.depths), -1)), dim=-1).flatten(-2)
     if rows[0].readout != "pointer":
         texts = [row.text for row in rows]
-        beside = [_of_companion(model, texts, config.companion)] if config.companion is not None else []
-        counts = gram_counts(texts, config.n_grams).to(prompt.device)
-        return Features(torch.cat([prompt, *beside], -1), counts, prompt)
+        states, counts = prompt, gram_counts(texts, config.n_grams).to(prompt.device)
+        if config.companion is not None and rows[0].readout == "linear":
+            states = torch.cat([prompt, _of_companion(model, texts, config.companion)], -1)
+        return Features(states, counts, prompt)
     totals = _choice_log_probs(model, batch, found, inputs)
     sums = _sums(batch, found, config.depths, torch.arange(1, batch.is_choice.shape[1] + 1))
     lengths = batch.length.to(sums.device).clamp_min(1)  # the last token of a choice, which ends it, is not read
@@ -132,17 +130,17 @@ def _features(
 
 @torch.no_grad()
 def _of_companion(model: PreTrainedModel, texts: Sequence[str], config: CompanionConfig) -> Tensor:
-    """Return the states (B, F) of texts that the companion of a model reads, in passes of similar length."""
+    """Return the states (B, F) of texts that the companion of a model reads: each text once, among similar lengths."""
     companion = companion_of(model)
     assert companion is not None  # `check_base` refuses an adapter without its companion
-    rows = companion_rows(companion, texts)
+    different = [*dict.fromkeys(texts)]
+    rows = companion_rows(companion, different)
     own = HeadConfig(depths=config.depths, n_states=config.n_states, n_directions=1)
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
-    for picked in between([*by_length(rows, COMPANION_TOKENS)]):
+    found: dict[str, Tensor] = {}
+    for picked in between([*by_length(rows, MOST_TOKENS)]):
         states = read_rows(companion.model, [rows[i] for i in picked], own, NO_LORA).states
-        for i, of_text in zip(picked, states, strict=True):
-            found[i] = of_text
-    return torch.stack(found)
+        found |= zip([different[i] for i in picked], states, strict=True)
+    return torch.stack([found[text] for text in texts])
 
 
 @torch.no_grad()

@@ -86,6 +86,11 @@ class VllmEngine(PackingEngine):
         check_adapters(settings)
         reading = partial(open_base, settings.base_model, device="cpu", dtype=settings.dtype)
         base = await in_thread(self._working, reading)
+        if base.companion is not None:
+            raise ConfigError(
+                f"got the companion {base.companion.ref.id} with --engine vllm, which reads none, expected a base "
+                "model alone: leave the + and what follows it out of --base-model, or serve with --engine torch"
+            )
         self._base = base
         try:
             # The one token of an answer counts too.

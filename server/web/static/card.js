@@ -57,6 +57,7 @@ function aboutIt(card) {
   return h("div", { class: "stacked" },
     facts([
       ["Base model", card.base_model],
+      ["Companion", card.companion],
       ["Question", card.question ? `${card.question.name}, a ${card.question.type}: ${card.question.instructions || "no instructions"}` : null],
       ["Adapted", card.target_modules.length > 0 ? `${card.target_modules.join(", ")}, rank ${posterior.rank}` : "a decision head alone"],
       ["Training rows", rows === undefined ? null : `${number(rows)} of ${training.train.source}`],

@@ -1,5 +1,6 @@
 """A companion: what a linear head reads of it stands behind the base model's states, whatever is read beside it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -15,9 +16,9 @@ from blora.inference.companion import with_companion
 from blora.inference.packing import PackedRow, pack
 from blora.inference.reading import read_prefix, read_rows
 from blora.posterior.draws import NO_LORA
-from tests.blora.inference.test_encoders import LONGEST, N_LAYERS, encoder
+from tests.blora.inference.test_encoders import CONFIGS, LONGEST, N_LAYERS, encoder
 from tests.heads import LABELS
-from tests.scenarios import tiny_base, tiny_tokenizer
+from tests.scenarios import random_model, tiny_base, tiny_tokenizer
 
 ALONE = HeadConfig(depths=(1, 2), n_states=64, n_directions=4, n_grams=8)
 TEXTS = ("red", "is it blue, or is it green?", "why <s> not?", "no")
@@ -72,10 +73,39 @@ def test_many_texts_are_read_in_several_passes(monkeypatch: pytest.MonkeyPatch) 
     base = paired()
     rows = rows_of(base, (LONG[:50], *TEXTS))
     together = read_rows(base.model, rows, of_both(base), NO_LORA)
-    monkeypatch.setattr(reading, "COMPANION_TOKENS", 30)
+    monkeypatch.setattr(reading, "MOST_TOKENS", 30)
     torch.testing.assert_close(
         read_rows(base.model, rows, of_both(base), NO_LORA).states, together.states, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("template", ["{prompt}", "{prompt}, said"])
+def test_white_space_around_a_text_changes_nothing(template: str) -> None:
+    base = paired()
+    texts = ("red", "  red \n", f"{' ' * LONGEST}red")
+    found = read_rows(base.model, rows_of(base, texts, template), of_both(base), NO_LORA).states
+    torch.testing.assert_close(found, found[:1].expand(3, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_equal_texts_are_read_once_and_no_choices_of_a_questions_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = paired()
+    assert base.companion is not None
+    n_read: list[int] = []
+    companion_rows = reading.companion_rows
+
+    def counted(companion: BaseModel, texts: Sequence[str]) -> list[PackedRow]:
+        n_read.append(len(texts))
+        return companion_rows(companion, texts)
+
+    monkeypatch.setattr(reading, "companion_rows", counted)
+    rows = [*rows_of(base, ("red", "blue", "red")), *rows_of(base, ("red",), "Another: {prompt}")]
+    found = read_rows(base.model, rows, of_both(base), NO_LORA).states[:, 64:]
+    assert n_read == [2]
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[0], found[3])
+    scored = [replace(row, readout="scores") for row in rows]
+    assert read_rows(base.model, scored, of_both(base), NO_LORA).states.shape == (4, 64)
+    assert n_read == [2]
 
 
 def test_of_a_text_beyond_its_positions_the_beginning_is_read_and_the_closing_token() -> None:
@@ -110,3 +140,15 @@ def test_a_companion_whose_tokenizer_leaves_an_empty_text_without_tokens_is_refu
     bare = replace(check_packing(encoder()), tokenizer=tiny_tokenizer(bos=False))
     with pytest.raises(BaseModelError, match="whose tokenizer puts no token around a text"):
         with_companion(tiny_base(), bare)
+
+
+@pytest.mark.parametrize("token", ["~", "<unk>"])
+def test_a_companion_without_an_embedding_of_a_token_is_refused(token: str) -> None:
+    """The last token of the vocabulary, or a control token that stands for what the tokenizer does not know."""
+    tokenizer = tiny_tokenizer()
+    model = random_model(CONFIGS["bert"])
+    known = tokenizer.convert_tokens_to_ids(token)
+    model.resize_token_embeddings(max(known, 2))
+    cut = replace(check_packing(encoder()), model=model, tokenizer=tokenizer)
+    with pytest.raises(BaseModelError, match=rf"has the token .*, but only {max(known, 2)} embeddings"):
+        with_companion(tiny_base(), cut)

@@ -7,15 +7,18 @@ from typing import Any, cast
 import pytest
 import torch
 
-from blora.errors import AdapterError
+from blora.errors import AdapterError, ConfigError
 from blora.inference.packing import PackedRow
 from blora.server.engines.protocol import Job
 from blora.server.engines.vllm_engine import VllmEngine
 from blora.server.scheduling.control import AbandonedError, Control
 from blora.server.settings import Settings
 from blora.vllm.client import VllmError
+from tests.blora.base_model.test_checkpoint import saved_model
+from tests.blora.inference.test_encoders import CONFIGS
 from tests.heads import LABELS
 from tests.last_layer import ADAPTERS, LAYER, write_base_and_heads, write_head
+from tests.scenarios import random_model
 from tests.server.engines.asking import Asking, loaded, settings, write_adapter
 from tests.server.engines.fake_vllm import FakeVllm, fake_vllm
 
@@ -173,3 +176,12 @@ async def test_a_vllm_that_was_started_again_with_another_model_gives_no_answer(
         second.scale = 1.0
         assert len((await engine.run([await job(engine, handle)]))[0].probs) == 4
         await engine.close()
+
+
+async def test_a_companion_is_refused(folder: Path, vllm: FakeVllm, tmp_path: Path) -> None:
+    encoder = saved_model(tmp_path / "encoder", random_model(CONFIGS["bert"]))
+    chose = chosen(folder, vllm, tmp_path, *ADAPTERS)
+    made = VllmEngine(chose.model_copy(update={"base_model": f"{chose.base_model}+{encoder}"}))
+    with pytest.raises(ConfigError, match="got the companion encoder with --engine vllm, which reads none"):
+        await made.load()
+    await made.close()

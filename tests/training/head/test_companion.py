@@ -1,5 +1,6 @@
 """Linear heads that read a companion: trained, saved, asked, and bound to both models."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,11 @@ def adapter(both: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = write_jsonl(folder / "rows.jsonl", fixed(toy_data(80)))
     assert main(arguments(Path(both), data, folder / "toy")) == 0
     return folder / "toy"
+
+
+def copy_of(adapter: Path, folder: Path) -> Path:
+    shutil.copytree(adapter, folder)
+    return folder
 
 
 def test_a_head_that_reads_a_companion_answers_alone_as_among_others(both: str, adapter: Path) -> None:
@@ -118,7 +124,7 @@ def test_an_adapter_is_bound_to_its_companion(
         blora.load(adapter, base_model=str(base_folder), device="cpu", dtype="float32")
     with pytest.raises(AdapterError, match=r"got companion other .*, expected \w+ .*load that companion"):
         blora.load(adapter, base_model=f"{base_folder}+{other}", device="cpu", dtype="float32")
-    with pytest.raises(AdapterError, match=r"got adapter .* of base model .*, which was loaded from a folder"):
+    with pytest.raises(AdapterError, match=r"which was loaded from a folder .*--base-model PATH\+PATH"):
         blora.load(adapter, device="cpu", dtype="float32")
 
 
@@ -126,10 +132,7 @@ def test_the_base_model_of_an_adapter_that_names_both_on_the_hub_is_both(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = "0123456789" * 4
-    folder = tmp_path / "toy"
-    folder.mkdir()
-    for file in adapter.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    folder = copy_of(adapter, tmp_path / "toy")
 
     def on_the_hub(name: str) -> None:
         def change(config: dict[str, Any]) -> None:
@@ -151,8 +154,26 @@ def test_the_base_model_of_an_adapter_that_names_both_on_the_hub_is_both(
         blora.load(folder, device="cpu", dtype="float32")
     assert asked == ["owner/model"]
     on_the_hub("encoder")
-    with pytest.raises(AdapterError, match=r"of companion 'encoder'.*--base-model owner/model\+PATH"):
+    with pytest.raises(AdapterError, match=r"of companion 'encoder', .*--base-model owner/model\+PATH"):
         blora.load(folder, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("depths", "n_states"),
+    [((2, 9), 64), ((3,), 64), ((1, 2, 3), 64), ((2, 3), 63)],
+    ids=["layers", "one", "three", "63"],
+)
+def test_states_that_the_companion_does_not_have_are_refused(
+    depths: tuple[int, ...], n_states: int, both: str, adapter: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(adapter, tmp_path / "toy")
+
+    def change(config: dict[str, Any]) -> None:
+        config["head"]["companion"] |= {"depths": depths, "n_states": n_states}
+
+    rewrite_json(change)(folder / "bayesian_config.json")
+    with pytest.raises(AdapterError, match=r"got a head that reads 6[34] states of the companion at layers"):
+        blora.load(folder, base_model=both, device="cpu", dtype="float32")
 
 
 @pytest.mark.parametrize("spec", ["embedded+", "+embedded"])
@@ -165,6 +186,7 @@ def test_half_a_pair_of_models_is_refused(spec: str) -> None:
 
 def test_a_plus_in_a_path_divides_nothing(base_folder: Path, encoder_folder: Path, tmp_path: Path) -> None:
     names = tmp_path / "base+model", tmp_path / "an+encoder"
+    (tmp_path / "base").mkdir()  # what stands before the first plus is another folder
     for name, folder in zip(names, (base_folder, encoder_folder), strict=True):
         name.symlink_to(folder)
     alone = open_base(str(names[0]), device="cpu", dtype="float32")
@@ -173,6 +195,25 @@ def test_a_plus_in_a_path_divides_nothing(base_folder: Path, encoder_folder: Pat
     assert both.ref == alone.ref
     assert both.companion is not None
     assert both.companion.is_encoder
+
+
+def test_a_training_beside_another_companion_is_not_resumed(
+    base_folder: Path, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    prefer_loras(monkeypatch)
+    data, own = write_jsonl(tmp_path / "rows.jsonl", fixed(toy_data(60))), copy_of(encoder_folder, tmp_path / "own")
+    work = ("--work-dir", str(tmp_path / "work"))
+    given = arguments(Path(f"{base_folder}+{own}"), data, tmp_path / "toy", "--layers", "0", *work, *FAST)
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("blora.training.run.train_below", interrupted)
+        assert main(given) == 130
+    saved_model(own, random_model(CONFIGS["bert"], seed=1))
+    assert main([*given, "--resume"]) == 1
+    assert "of a run with other settings" in capsys.readouterr().err
 
 
 def test_an_adapter_without_it_is_served_beside_one_with_it(both: str, base_folder: Path, tmp_path: Path) -> None:
