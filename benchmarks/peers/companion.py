@@ -11,22 +11,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.peers.encoder import load_encoder
+from benchmarks.peers.encoder import SETS, load_encoder
 from benchmarks.peers.figures import Scored
 from benchmarks.peers.heads import heads
 from benchmarks.peers.reading import ReadSet, cost_ms, kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states
 from benchmarks.peers.results import begin, measure, write
-from benchmarks.peers.sets import QUESTIONS, TaskSet, load_set
+from benchmarks.peers.sets import TaskSet, load_set
 from benchmarks.server_process import ROOT
 from blora.inference.companion import with_companion
 from blora.training.rows.packed import labels_of
 
-__all__ = ["SETS", "methods"]
+__all__ = ["methods"]
 
 RESULTS = ROOT / "benchmarks" / "results" / "companion"
-# Sets of short texts with fixed labels.
-SETS = ("demo", "banking77", "clinc150", *QUESTIONS)
 
 
 def methods(task: TaskSet, read: ReadSet) -> Iterator[Scored]:
@@ -43,7 +41,7 @@ def _named(scored: Scored) -> Scored:
 
 
 def main() -> None:
-    """Measure every set of `SETS`, or one, and write its result."""
+    """Measure every set of the encoder's, or one, and write its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo's without data")
     parser.add_argument("--keep", type=Path, help="folder that keeps the states of each set")
