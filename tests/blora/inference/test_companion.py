@@ -1,5 +1,6 @@
 """A companion: what a linear head reads of it stands behind the base model's states, whatever is read beside it."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -146,7 +147,7 @@ def test_a_companion_whose_tokenizer_leaves_an_empty_text_without_tokens_is_refu
 def test_a_companion_without_an_embedding_of_a_token_is_refused(token: str) -> None:
     """The last token of the vocabulary, or a control token that stands for what the tokenizer does not know."""
     tokenizer = tiny_tokenizer()
-    model = random_model(CONFIGS["bert"])
+    model = random_model(copy.deepcopy(CONFIGS["bert"]))  # its config follows what is cut off
     known = tokenizer.convert_tokens_to_ids(token)
     model.resize_token_embeddings(max(known, 2))
     cut = replace(check_packing(encoder()), model=model, tokenizer=tokenizer)
