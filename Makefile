@@ -169,6 +169,7 @@ bench: $(READY)  ## measure the documents' tables (a day), but for image, vllm, 
 	$(MAKE) encoder
 	$(BIN)/python -m benchmarks.peers.encoder
 	$(BIN)/python -m benchmarks.peers.companion
+	$(BIN)/python -m benchmarks.peers.product
 	$(BIN)/python -m benchmarks.elsewhere
 	$(BIN)/python -m benchmarks.few_rows
 	$(BIN)/python -m benchmarks.concurrent

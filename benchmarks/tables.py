@@ -55,8 +55,8 @@ def _load(folder: str, name: str = "*") -> list[Result]:
 
 
 def _others() -> list[Result]:
-    """Return the results of the peers' sets read otherwise: twice, by a sentence encoder, and by both models."""
-    return _load("read_twice") + _load("encoder") + _load("companion")
+    """Return the results of the peers' sets read twice, by a sentence encoder or by both models, and of products."""
+    return _load("read_twice") + _load("encoder") + _load("companion") + _load("product")
 
 
 def _programs() -> list[Result]:

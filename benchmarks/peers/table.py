@@ -53,16 +53,18 @@ FOREIGN = (
 ENCODER = "all-MiniLM-L6-v2"
 # The methods whose rows have seeds if several LoRAs were trained.
 ABOVE_LORA = tuple(f"head above a LoRA, posterior mean{way}" for way in ("", ", read twice", f", {ENCODER}"))
+# The product of plain regressions, which has no posterior and no familiarity.
+MULTIPLIED = "regressions on words and states, multiplied"
 # The sets of the headline by their titles, and the methods that it shows.
 TITLES = {"demo": "demo", "banking77": "BANKING77", "clinc150": "CLINC150", "arc_easy": "ARC-Easy", "boolq": "BoolQ"}
 HEADLINE = (
-    *("base model's log-probabilities", "TF-IDF regression", "regression on frozen states"),
+    *("base model's log-probabilities", "TF-IDF regression", "regression on frozen states", MULTIPLIED),
     *("regression on frozen states, read twice", "contrast on frozen states", "head, posterior mean"),
     *("head, 64 draws", "head, 64 draws, read twice"),
     *("head above a LoRA, 64 draws", "head above a LoRA, 64 draws, read twice"),
     *(f"{method}, {ENCODER}" for method in ("regression on words and sentence embeddings", "head, 64 draws")),
     f"head above a LoRA, 64 draws, {ENCODER}",
-    *("regression on frozen states, both models", "head, 64 draws, both models"),
+    *("regression on frozen states, both models", f"{MULTIPLIED}, both models", "head, 64 draws, both models"),
 )
 # Methods by what the tables call them, where that is not the same.
 SHOWN = {"AnyJev": "AnyJev on {n_test} rows"}
@@ -83,7 +85,8 @@ def headline(results: Sequence[Row], others: Sequence[Row], programs: Sequence[R
 
     Args:
         results: results of `benchmarks.peers`.
-        others: results of `benchmarks.peers.twice`, `.encoder` and `.companion`, for some of the same sets.
+        others: results of `benchmarks.peers.twice`, `.encoder`, `.companion` and `.product`, for some of the same
+            sets.
         programs: results of `benchmarks.peers.training_free` and `benchmarks.peers.decision_model`, for some of the
             same sets.
     """
@@ -113,7 +116,8 @@ def peers(results: Sequence[Row], others: Sequence[Row], programs: Sequence[Row]
 
     Args:
         results: results of `benchmarks.peers`.
-        others: results of `benchmarks.peers.twice`, `.encoder` and `.companion`, for some of the same sets.
+        others: results of `benchmarks.peers.twice`, `.encoder`, `.companion` and `.product`, for some of the same
+            sets.
         programs: results of `benchmarks.peers.training_free` and `benchmarks.peers.decision_model`, for some of the
             same sets.
     """
@@ -143,11 +147,7 @@ def _tables(results: Sequence[Row], others: Sequence[Row], programs: Sequence[Ro
         (one for one in (*others, *programs) if one["set"] in names), key=lambda one: names.index(one["set"])
     )
     tables = [_table(result, [one for one in beside if one["set"] == result["set"]]) for result in ordered]
-    notes = [
-        note
-        for about_them in (_about_read_twice, _about_encoder, _about_both, _about_training_free, _about_any2jev)
-        for note in about_them(beside)
-    ]
+    notes = [note for about_them in NOTES for note in about_them(beside)]
     return "\n\n".join([*tables, about, *notes])
 
 
@@ -193,6 +193,17 @@ def _about_both(beside: Sequence[Row]) -> list[str]:
     ]
 
 
+def _about_product(beside: Sequence[Row]) -> list[str]:
+    """Return what the products of regressions are, and where they come from."""
+    results = [result for result in beside if result["rows"][0]["method"] == MULTIPLIED]
+    if not results:
+        return []
+    return [
+        "Multiplied: a regression on words and one on the states of each model, each fitted by itself, to the powers "
+        f"with the lowest NLL on validation rows. Revision {_revisions(results)}; `python -m benchmarks.peers.product`."
+    ]
+
+
 def _about_training_free(beside: Sequence[Row]) -> list[str]:
     """Return where AnyJev's rows come from."""
     results = [result for result in beside if result["rows"][0]["method"] == "AnyJev"]
@@ -214,6 +225,10 @@ def _about_any2jev(beside: Sequence[Row]) -> list[str]:
         f"any2jev 0.1 is trained once, by its defaults, on the same training rows, in {costs} minutes of processor "
         f"time. Revision {_revisions(results)}; `python -m benchmarks.peers.decision_model --any2jev PROGRAM`."
     ]
+
+
+# What is said below the tables of methods that the results of `benchmarks.peers` do not have.
+NOTES = (_about_read_twice, _about_encoder, _about_both, _about_product, _about_training_free, _about_any2jev)
 
 
 def _ratios(results: Sequence[Row], of: str, over: str) -> str:

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from benchmarks.peers import companion, depths, twice
+from benchmarks.peers import companion, depths, product, twice
+from benchmarks.peers.figures import Scored
 from benchmarks.peers.reading import EMPTY_LORA, cost_ms, read_set
+from benchmarks.peers.regressions import Parts, multiplied, on_states, on_words
 from benchmarks.peers.results import measure
 from benchmarks.peers.table import peers
 from blora.base_model import load_base_model
@@ -54,6 +56,45 @@ def test_what_a_companion_adds_is_measured_and_shown() -> None:
     shown = peers([measured | {"rows": []}], [measured], [])
     assert all(f"| {name} |" in shown for name in names)
     assert "A text alone takes 1.50 (demo) times as long as by the embedded model alone" in shown
+
+
+@pytest.mark.model
+def test_the_products_of_regressions_are_measured_and_shown() -> None:
+    task = linear()
+    both = with_companion(load_base_model("embedded", dtype="float32"), check_packing(encoder()))
+    result = measure(task, product.methods(task, read_set(both, task)))
+    names = [row["method"] for row in result["rows"]][::2]
+    multiplied = "regressions on words and states, multiplied"
+    assert names == [multiplied, f"{multiplied}, both models"]
+    about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
+    measured = result | about | {"set": "demo"}
+    shown = peers([measured | {"rows": []}], [measured], [])
+    assert all(f"| {name} |" in shown for name in names)
+    assert "Revision abc; `python -m benchmarks.peers.product`" in shown
+
+
+def test_a_product_takes_the_powers_that_validation_rows_ask_for() -> None:
+    """Words tell the label of a third of the texts, and states that of the others; a third factor tells nothing."""
+    generator = torch.Generator().manual_seed(0)
+    texts, told, chance, labels = {}, {}, {}, {}
+    for name, n in (("train", 120), ("validation", 60), ("test", 60)):
+        labels[name] = torch.arange(n) % 2
+        texts[name] = [
+            ("yes", "no")[label] if i % 3 == 0 else "perhaps" for i, label in enumerate(labels[name].tolist())
+        ]
+        hidden = (torch.arange(n) % 3 == 0).float()
+        told[name] = ((2.0 * labels[name] - 1) * (1 - hidden))[:, None].numpy()
+        chance[name] = torch.randn(n, 1, generator=generator).numpy()
+    own = labels["train"], labels["validation"]
+    words, states, noise = (Parts(inputs, *own) for inputs in (texts, told, chance))
+
+    def accuracy(scored: Scored) -> float:
+        return float((scored.test[0].argmax(-1) == labels["test"]).float().mean())
+
+    assert accuracy(on_words(words)) < 0.8
+    assert accuracy(on_states(states)) < 0.9
+    assert accuracy(multiplied("both", words, states)) == 1
+    assert accuracy(multiplied("all", words, states, noise)) == 1
 
 
 @pytest.mark.model
