@@ -1,6 +1,5 @@
 """A head that reads a real sentence encoder beside the embedded model, served by `blora serve` in a subprocess."""
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +10,8 @@ import pytest
 
 import blora
 from benchmarks.server_process import TRIAGE, Server, serve
-from blora.cli import main
 from tests.sentences import SENTENCES, needs_sentences
-from tests.server.test_encoder_live import N_TRAIN, N_VALIDATION, tickets
+from tests.server.test_encoder_live import tickets, trained
 
 pytestmark = [pytest.mark.model, needs_sentences]
 
@@ -24,13 +22,8 @@ N_ASKED = 40
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("queues")
-    for name, n in (("train", N_TRAIN), ("validation", N_VALIDATION)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tickets(name, n)))
-    data = ("--data", str(folder / "train.jsonl"), "--validation", str(folder / "validation.jsonl"))
     where = ("--base-model", BOTH, "--device", "cpu", "--dtype", "float32")
-    assert main(["train", *data, *where, "--output", str(folder / "queues")]) == 0
-    return folder / "queues"
+    return trained(tmp_path_factory.mktemp("queues"), *where)
 
 
 @pytest.fixture(scope="module")

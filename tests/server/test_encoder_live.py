@@ -28,14 +28,18 @@ def tickets(name: str, n: int) -> list[dict[str, Any]]:
     return rows[:: max(1, len(rows) // n)][:n]
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("queues")
+def trained(folder: Path, *more: str) -> Path:
+    """An adapter of some of the demo's tickets, made by the command."""
     for name, n in (("train", N_TRAIN), ("validation", N_VALIDATION)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tickets(name, n)))
     data = ("--data", str(folder / "train.jsonl"), "--validation", str(folder / "validation.jsonl"))
-    assert main(["train", *data, *CPU, "--min-familiarity", "0.05", "--output", str(folder / "queues")]) == 0
+    assert main(["train", *data, *more, "--output", str(folder / "queues")]) == 0
     return folder / "queues"
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("queues"), *CPU, "--min-familiarity", "0.05")
 
 
 @pytest.fixture(scope="module")

@@ -77,21 +77,23 @@ class FittedHead:
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Let torch compute with one thread inside the context.
+def _beside_blas() -> Iterator[None]:
+    """Let torch compute with one thread inside the context, and numpy not warn of invalid operations.
 
     numpy's BLAS has threads of its own, which wait for their next call without giving the processors back. Beside more
-    threads of torch, each step of the optimiser took ten times as long.
+    threads of torch, each step of the optimiser took ten times as long. On processors with AVX-512 it also flags
+    products of small finite numbers as invalid now and then; numbers that are not finite end a fit with an error.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with np.errstate(invalid="ignore"):
+            yield
     finally:
         torch.set_num_threads(n_threads)
 
 
-@_one_torch_thread()
+@_beside_blas()
 def fit_head(
     regression: "Regression",
     validation: Features,
@@ -236,7 +238,7 @@ class Regression:
         # The projected states have the standardised ones' variance on fewer directions.
         return state_precision * len(self.blank.directions) / len(self.blank.center)
 
-    @_one_torch_thread()
+    @_beside_blas()
     def solve(
         self, state_precision: float, count_precision: float, product_precision: float, start: DecisionHead | None
     ) -> DecisionHead:
