@@ -57,7 +57,7 @@ def measure(read: ReadSet, n_rows: int, seed: int) -> dict[str, dict[str, float]
     parts = (order[: n_rows * 9 // 10], order[n_rows * 9 // 10 :])
     train, validation = (Rows([read.train.rows[i] for i in part], read.train.features.at(part)) for part in parts)
     trained = fit_parts(
-        read.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, EMPTY_LORA, ("both",)
+        read.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, EMPTY_LORA, alone=False
     )
     draws = trained.posterior.sample(N_SAMPLES_HEAD, generator_of(SEEDS[0]))
     log_probs, labels = read.test.under(draws), labels_of(read.test.rows)

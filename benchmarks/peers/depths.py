@@ -68,7 +68,7 @@ def methods(read: ReadSet, n_texts: int) -> Iterator[Scored]:
     for depths in ways(read.config.depths):
         part = at_depths(read, depths)
         rows = (part.train.features, part.train.rows, part.validation.features, part.validation.rows)
-        trained = fit_parts(part.config, *rows, SAMPLING, EMPTY_LORA, ("both",))
+        trained = fit_parts(part.config, *rows, SAMPLING, EMPTY_LORA, alone=False)
         for seed in SEEDS:
             yield replace(drawn("", part, trained, read.seconds, seed), method=_name(n_texts, depths))
 

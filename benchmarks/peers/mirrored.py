@@ -36,7 +36,7 @@ N_SEEDS = 8
 def measured(read: ReadSet) -> Iterator[dict[str, Any]]:
     """Yield the mean figures of independent and mirrored draws over the seeds, with their spread, for every count."""
     rows = (read.train.features, read.train.rows, read.validation.features, read.validation.rows)
-    head = fit_parts(read.config, *rows, SAMPLING, EMPTY_LORA, ("both",)).posterior.head
+    head = fit_parts(read.config, *rows, SAMPLING, EMPTY_LORA, alone=False).posterior.head
     for n_draws in COUNTS:
         for mirrored in (False, True):
             way = replace(head, config=replace(head.config, mirrored=mirrored))

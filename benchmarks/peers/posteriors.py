@@ -130,17 +130,12 @@ def mean_field(z: Tensor, point: Tensor, labels: Tensor, start: Tensor, precisio
 
 
 def _ensembles(read: ReadSet, trained: TrainedHead, seconds: float) -> Iterator[Scored]:
-    """Yield ensembles of heads at the precisions of the trained one, which is where their fits start."""
-    fitted = trained.fitted["both"]
-    regression = Regression.of(read.config, read.train.features, read.train.rows)
+    """Yield ensembles of heads at the precisions and powers of the trained one."""
+    train = read.train
 
     def member(generator: torch.Generator) -> DecisionHead:
-        n_rows = len(regression.labels)
-        rows = torch.randint(n_rows, (n_rows,), generator=generator).numpy()
-        sampled = replace(
-            regression, z=regression.z[rows], counts=regression.counts[rows], labels=regression.labels[rows]
-        )
-        return sampled.solve(*fitted.precisions, fitted.head)
+        rows = torch.randint(len(train.rows), (len(train.rows),), generator=generator).tolist()
+        return trained.again(train.features.at(rows), [train.rows[i] for i in rows])
 
     for seed in SEEDS:
         generator = generator_of(seed)

@@ -15,8 +15,6 @@ __all__ = ["MOST_CHOICES", "MOST_REFERENCE", "CompanionConfig", "FamiliarityConf
 MOST_CHOICES = 255
 # Limits for what a head reads and stores.
 MOST_DEPTHS, MOST_STATES, MOST_DIRECTIONS, MOST_GRAMS, MOST_PRODUCTS = 64, 2**20, 4096, 2**20, 2**16
-# Limit for the factor on a companion's states.
-MOST_WEIGHT = 100.0
 # Limit for the reference distances of a familiarity.
 MOST_REFERENCE = 4096
 # Limit for the sharpness of a familiarity, beyond which a soft maximum is the maximum.
@@ -35,7 +33,6 @@ class CompanionConfig:
         model: reference to the companion.
         depths: layers of the companion whose inputs are read, as `HeadConfig.depths`.
         n_states: number of values that are read at all of these depths together.
-        weight: factor on the companion's standardised states, beside those of the base model.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -43,12 +40,10 @@ class CompanionConfig:
     model: BaseModelRef
     depths: tuple[int, ...]
     n_states: int
-    weight: float = 1.0
 
     def __post_init__(self) -> None:
         _check_depths(self.depths)
         require(1 <= self.n_states <= MOST_STATES, f"n_states = {self.n_states}", f"1 to {MOST_STATES}")
-        require(0 < self.weight <= MOST_WEIGHT, f"weight = {self.weight}", f"a number above 0, at most {MOST_WEIGHT}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

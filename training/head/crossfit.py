@@ -5,23 +5,25 @@ divided into folds, and each fold is answered by a head that was fitted to the o
 sigmoid. With a tenth of a few hundred rows alone, the temperature would be left to chance.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blora.config import HeadConfig, SamplingConfig
+from blora.config import SamplingConfig
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import DecisionHead, Features, HeadPosterior
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
-from blora.training.head.fit import Precisions, Regression
 from blora.training.rows.packed import LabelledRow
 from blora.training.trials import Trial, trial_of
 
-__all__ = ["Held", "folds_of", "recalibrated"]
+__all__ = ["Held", "Refit", "folds_of", "recalibrated"]
+
+# What fits a head to the features of rows and these rows.
+Refit = Callable[[Features, Sequence[LabelledRow]], DecisionHead]
 
 N_FOLDS = 5
 # With fewer texts a head that has not seen a fifth of them is another head.
@@ -54,19 +56,16 @@ class Held(NamedTuple):
         return head_log_probs(draws, [row.row for row in self.rows], self.features)
 
 
-def folds_of(
-    config: HeadConfig, features: Features, rows: Sequence[LabelledRow], precisions: Precisions, seed: int
-) -> list[Held]:
+def folds_of(again: Refit, features: Features, rows: Sequence[LabelledRow], seed: int) -> list[Held]:
     """Return the folds of training rows, each with a head fitted to the other folds; rows about one text share a fold.
 
     Fixed labels are spread evenly. A row is in no fold if all rows with its label are about its text, because no head
     that has not seen the row knows the label. Rows about fewer than `LEAST_TEXTS` texts have no folds.
 
     Args:
-        config: the head's settings.
+        again: fits a head to rows.
         features: features of the rows.
         rows: the training rows.
-        precisions: prior precisions of the heads.
         seed: seed of the random order in which texts are dealt to the folds.
     """
     linear = rows[0].row.readout == "linear"
@@ -83,8 +82,7 @@ def folds_of(
         others = [i for i in range(len(rows)) if i not in fold]
         known = {outputs[i] for i in others}
         if answered := [i for i in sorted(fold) if outputs[i] in known]:
-            regression = Regression.of(config, features.at(others), [rows[i] for i in others])
-            head = regression.solve(*precisions, None)
+            head = again(features.at(others), [rows[i] for i in others])
             folds.append(Held(head, features.at(answered), [rows[i] for i in answered]))
     return folds
 

@@ -1,5 +1,7 @@
 """Fitting of a decision head on states that are computed once: regularised regression, then a Laplace approximation.
 
+Heads for fixed choices are products of such fits: see `blora.training.head.pool`.
+
 The weights and the bias minimise the cross-entropy plus precision / 2 times the squared norm of the weights, which is
 convex; the bias has no penalty. The precisions of the weights of states, counts and products are those with the lowest
 recalibrated NLL on validation rows, from grids that continue where an end is best unless these rows are few; a pointer
@@ -30,7 +32,7 @@ from blora.training.head.principal import principal_directions
 from blora.training.rows.packed import LabelledRow, labels_of
 from blora.training.trials import Trial, trial_of
 
-__all__ = ["PARTS", "FittedHead", "Regression", "fit_head"]
+__all__ = ["OFF", "PARTS", "FittedHead", "Precisions", "Regression", "beside_blas", "fit_head"]
 
 # Prior precisions to try, per unit of a standardised state and of a count.
 STATE_PRECISIONS = (30.0, 100.0, 300.0, 1000.0, 3000.0)
@@ -77,7 +79,7 @@ class FittedHead:
 
 
 @contextmanager
-def _beside_blas() -> Iterator[None]:
+def beside_blas() -> Iterator[None]:
     """Let torch compute with one thread inside the context, and numpy not warn of invalid operations.
 
     numpy's BLAS has threads of its own, which wait for their next call without giving the processors back. Beside more
@@ -93,7 +95,7 @@ def _beside_blas() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
-@_beside_blas()
+@beside_blas()
 def fit_head(
     regression: "Regression",
     validation: Features,
@@ -203,8 +205,6 @@ class Regression:
             center = torch.zeros(states.shape[-1])
             labels = labels + sizes.cumsum(0) - sizes
         scale = (states - center).square().mean(0).sqrt().clamp_min(1e-6)
-        if config.companion is not None:
-            scale[config.n_base_states :] /= config.companion.weight
         directions = _directions((states - center) / scale, config.n_directions)
         n_directions, n_counts = len(directions), counts.shape[-1]
         prompts = features.prompt if owner is not None else None
@@ -238,7 +238,7 @@ class Regression:
         # The projected states have the standardised ones' variance on fewer directions.
         return state_precision * len(self.blank.directions) / len(self.blank.center)
 
-    @_beside_blas()
+    @beside_blas()
     def solve(
         self, state_precision: float, count_precision: float, product_precision: float, start: DecisionHead | None
     ) -> DecisionHead:

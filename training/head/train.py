@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -15,15 +16,17 @@ from blora.decision.metrics import Metrics
 from blora.decision.temperature import FEW_ROWS, temper
 from blora.errors import ConfigError
 from blora.inference.reading import readable_depths, trunk_of
-from blora.posterior.decision_head import Features, HeadPosterior
+from blora.posterior.decision_head import DecisionHead, Features, HeadPosterior
+from blora.posterior.draws import Draws
 from blora.posterior.inject import inject, n_layers_of
 from blora.posterior.posterior import Posterior
 from blora.training.config import HEAD_SCALES, TOLERANCE_NATS, TrainConfig
-from blora.training.head.crossfit import Held, folds_of, recalibrated
+from blora.training.head.crossfit import Held, Refit, folds_of, recalibrated
 from blora.training.head.familiarity import familiarity_of, with_guesses
 from blora.training.head.features import read_features
-from blora.training.head.fit import PARTS, FittedHead, Regression, fit_head
+from blora.training.head.fit import PARTS, FittedHead, Precisions, Regression, fit_head
 from blora.training.head.objective import HeadObjective
+from blora.training.head.pool import pool
 from blora.training.lora.trainer import minimize
 from blora.training.lora.trunk import with_states
 from blora.training.rows.packed import LabelledRow
@@ -38,12 +41,11 @@ N_DIRECTIONS, N_DIRECTIONS_OF_POINTER = 512, 1024
 N_GRAMS = 8192
 # Prior precision of the weights of the projected states while a LoRA below them is trained.
 PRECISION = 5.0
-# Factors to try on a companion's standardised states, as long as the next one is better than the one before.
-COMPANION_WEIGHTS = (1.0, 2.0, 4.0, 8.0)
 # What a part of the inputs is called, for fixed choices and for choices that come with the question.
 NAMES = {
     "counts": ("regression on character n-grams", "base model's log-probabilities"),
     "states": ("regression on frozen states", "regression on frozen states"),
+    "companion": ("regression on the companion's states", ""),
     "both": ("head, posterior mean", "head, posterior mean"),
 }
 
@@ -66,7 +68,8 @@ class TrainedHead:
         trial: recalibration and metrics on the validation rows, as `parts` have them.
         served: the same with the recalibration to serve with, for which training rows help few validation rows out.
         parts: what simpler methods reach, and the head itself last.
-        fitted: the head of each of `PARTS`, without draws.
+        fitted: the head of each part by its name, `both` for the whole, without draws.
+        again: fits the whole head to other rows, at the same precisions.
         familiarity: distance from the training rows.
     """
 
@@ -76,6 +79,7 @@ class TrainedHead:
     served: Trial
     parts: tuple[Part, ...]
     fitted: dict[str, FittedHead]
+    again: Refit
     familiarity: Familiarity
 
 
@@ -204,7 +208,8 @@ def train_below(
     lora.to("cpu")
     below = lora.mean().to(base.device)
     read = [read_features(base.model, rows, frozen.config, below, "reading states") for rows in (train, validation)]
-    return fit_parts(frozen.config, read[0], train, read[1], validation, sampling, lora, ("both",))
+    config = head_on(base, linear=train[0].row.readout == "linear", depths=frozen.config.depths)
+    return fit_parts(config, read[0], train, read[1], validation, sampling, lora, alone=False)
 
 
 def fit_parts(
@@ -215,7 +220,8 @@ def fit_parts(
     validation: Sequence[LabelledRow],
     sampling: SamplingConfig,
     lora: Posterior,
-    parts: Sequence[str] = PARTS,
+    *,
+    alone: bool = True,
 ) -> TrainedHead:
     """Return the head that fits the training rows best, from features that have been read.
 
@@ -228,54 +234,67 @@ def fit_parts(
             there are fewer than `FEW_ROWS`.
         sampling: number and seed of the adapter's draws.
         lora: the LoRA below the head, under which the features were read.
-        parts: some of `PARTS`, to be fitted by themselves; the last is the whole head.
+        alone: whether `parts` and `fitted` have the parts of the head's inputs by themselves too.
     """
     above = ", above a LoRA" if lora.modules_shape else ""
-    fitted: dict[str, FittedHead] = {}
-    if config.companion is not None and "states" in parts:
-        regression, fitted["states"] = _weighted(config, features, train, validation_features, validation, lora)
-        config = replace(config, companion=regression.blank.config.companion)
-    else:
-        regression = Regression.of(config, features, train)
-    found = []
-    for part in parts:
-        if part not in fitted:
-            fitted[part] = fit_head(regression, validation_features, validation, lora.mean(), part)
-        found.append(Part(NAMES[part][0 if regression.owner is None else 1] + above, fitted[part].trial.metrics))
-        logger.info("%s: validation %s", found[-1].name, fitted[part].trial)
+    seed = sampling.seed if not lora.modules_shape else None  # a LoRA has been trained on the rows of every fold
+    linear = train[0].row.readout == "linear"
+    fitted, again = (_fit_linear if linear else _fit_pointer)(
+        config, features, train, validation_features, validation, lora.mean(), seed, alone=alone
+    )
+    found = [Part(NAMES[name][0 if linear else 1] + above, one.trial.metrics) for name, one in fitted.items()]
+    for part, one in zip(found, fitted.values(), strict=True):
+        logger.info("%s: validation %s", part.name, one.trial)
     best = fitted["both"]
     held = Held(best.head, validation_features, validation)
     trials = try_scales(lambda scale: held.log_probs(scale, lora, sampling), validation, HEAD_SCALES, TOLERANCE_NATS)
     trial = served = choose(trials, TOLERANCE_NATS)
     found.append(Part(f"head, {sampling.n_samples} draws{above}", trial.metrics))
-    if len(validation) < FEW_ROWS and not lora.modules_shape:  # a LoRA has been trained on the rows of every fold
-        folds = folds_of(config, features, train, best.precisions, sampling.seed)
+    if len(validation) < FEW_ROWS and seed is not None:
+        folds = folds_of(again, features, train, seed)
         served = recalibrated(trial.scale, [held, *folds], lora, sampling)
     posterior = HeadPosterior(best.head.widen(trial.scale), lora)
     familiarity = familiarity_of(config.depths, features, train, validation_features, validation)
     probs = temper(held.log_probs(trial.scale, lora, sampling), served.temperature, served.lapse)
     modest = with_guesses(familiarity.familiarity, probs, validation)
-    return TrainedHead(posterior, best.head.config, trial, served, tuple(found), fitted, modest)
+    return TrainedHead(posterior, best.head.config, trial, served, tuple(found), fitted, again, modest)
 
 
-def _weighted(
+def _fit_linear(
     config: HeadConfig,
     features: Features,
     train: Sequence[LabelledRow],
     validation_features: Features,
     validation: Sequence[LabelledRow],
-    lora: Posterior,
-) -> tuple[Regression, FittedHead]:
-    """Return the regression with the best of `COMPANION_WEIGHTS`, and the head on its states alone, which chose it."""
-    assert config.companion is not None  # the caller has checked it
-    best: tuple[Regression, FittedHead] | None = None
-    for weight in COMPANION_WEIGHTS:
-        weighted = replace(config, companion=replace(config.companion, weight=weight))
-        regression = Regression.of(weighted, features, train)
-        fitted = fit_head(regression, validation_features, validation, lora.mean(), "states")
-        logger.info("companion of weight %g: validation %s", weight, fitted.trial)
-        if best is not None and fitted.trial.metrics.nll >= best[1].trial.metrics.nll:
-            break
-        best = regression, fitted
-    assert best is not None  # the first weight is better than none
-    return best
+    lora: Draws,
+    seed: int | None,
+    *,
+    alone: bool,
+) -> tuple[dict[str, FittedHead], Refit]:
+    """Return the fits of a linear head, as `TrainedHead.fitted` has them, and how it is fitted again."""
+    pooled = pool(config, features, train, validation_features, validation, lora, seed)
+    logger.info("powers of the parts: %s", pooled.powers)
+    return {**(pooled.parts if alone else {}), "both": pooled.whole}, partial(pooled.again, config)
+
+
+def _fit_pointer(
+    config: HeadConfig,
+    features: Features,
+    train: Sequence[LabelledRow],
+    validation_features: Features,
+    validation: Sequence[LabelledRow],
+    lora: Draws,
+    seed: int | None,
+    *,
+    alone: bool,
+) -> tuple[dict[str, FittedHead], Refit]:
+    """Return the same of a pointer head."""
+    regression = Regression.of(config, features, train)
+    parts = PARTS if alone else PARTS[-1:]
+    fitted = {part: fit_head(regression, validation_features, validation, lora, part) for part in parts}
+    return fitted, partial(_again, config, fitted["both"].precisions)
+
+
+def _again(config: HeadConfig, precisions: Precisions, features: Features, rows: Sequence[LabelledRow]) -> DecisionHead:
+    """Return the pointer head that other rows give, at the same precisions."""
+    return Regression.of(config, features, rows).solve(*precisions, None)

@@ -12,20 +12,14 @@ import blora
 from blora.adapter import read_config
 from blora.adapter.opening import open_base
 from blora.cli import main
-from blora.config import HeadConfig, PosteriorConfig
 from blora.errors import AdapterError, BaseModelError
-from blora.posterior.decision_head import Features
-from blora.posterior.posterior import Posterior
-from blora.training.head.fit import Regression
-from blora.training.head.train import COMPANION_WEIGHTS, fit_parts
-from blora.training.rows.packed import LabelledRow
 from blora.vllm.states import check_readable
 from tests.blora.adapters import rewrite_json
 from tests.blora.base_model.test_checkpoint import saved_model
 from tests.blora.inference.test_encoders import CONFIGS
 from tests.heads import prefer_loras
 from tests.scenarios import random_model
-from tests.training.head.test_fit import FAST, arguments, fixed, linear_rows
+from tests.training.head.test_fit import FAST, arguments, fixed
 from tests.training.toys import toy_data, write_jsonl
 
 
@@ -233,34 +227,3 @@ def test_an_adapter_that_reads_a_companion_is_refused_through_vllm(both: str, ad
     assert head is not None
     with pytest.raises(AdapterError, match=r"whose head reads \w+ beside .*, expected one of a language model alone"):
         check_readable("toy", replace(head, depths=(2,)), open_base(both, device="cpu", dtype="float32"))
-
-
-def two_models(n_rows: int, seed: int, told_by: int) -> tuple[Features, list[LabelledRow]]:
-    """Rows with 40 states of a base model and 10 of a companion, one of which alone tells the label."""
-    generator = torch.Generator().manual_seed(seed)
-    states = torch.randn(n_rows, 50, generator=generator)
-    labels = (states[:, told_by] + 0.3 * torch.randn(n_rows, generator=generator) > 0).long().tolist()
-    features = Features(states, torch.zeros(n_rows, 4), states[:, :40])
-    return features, linear_rows(labels, 2)
-
-
-@pytest.mark.parametrize(("told_by", "weights"), [(0, COMPANION_WEIGHTS[:1]), (45, COMPANION_WEIGHTS[1:])])
-def test_validation_rows_choose_the_weight_of_the_companion(
-    told_by: int, weights: tuple[float, ...], adapter: Path
-) -> None:
-    config = read_config(adapter)
-    assert config.head is not None
-    assert config.head.companion is not None
-    companion = replace(config.head.companion, depths=(1,), n_states=10)
-    head = HeadConfig(depths=(1,), n_states=50, n_directions=50, n_grams=4, companion=companion)
-    train, validation = (two_models(60, seed, told_by) for seed in (0, 1))
-    lora = Posterior({}, PosteriorConfig(method="lora"), seed=0)
-    found = fit_parts(head, *train, *validation, config.sampling, lora)
-    assert found.config.companion is not None
-    weight = found.config.companion.weight
-    assert weight in weights
-    assert found.familiarity.config.n_states == 40
-    plain = Regression.of(replace(head, companion=replace(companion, weight=1.0)), *train).blank
-    scale = found.posterior.head.scale
-    torch.testing.assert_close(scale[:40], plain.scale[:40])
-    torch.testing.assert_close(scale[40:] * weight, plain.scale[40:])
