@@ -17,6 +17,7 @@ from benchmarks.peers.figures import Scored
 from benchmarks.peers.reading import ReadSet
 from blora.decision.temperature import Recalibration
 from blora.posterior.decision_head import DecisionHead, Features
+from blora.posterior.tf_idf import SparseRows
 from blora.training.head.fit import COUNT_PRECISIONS, MOST_STEPS, STATE_PRECISIONS, TOLERANCE, Regression
 from blora.training.rows.packed import labels_of
 from blora.training.trials import trial_of
@@ -43,9 +44,9 @@ class Cumulative(nn.Module):
         self.lowest = nn.Parameter(torch.full((1,), -1.0))
         self.log_gaps = nn.Parameter(torch.zeros(n_levels - 2))
 
-    def forward(self, z: Tensor, counts: Tensor) -> Tensor:
-        """Return log-probabilities (N, C) from projected states (N, K) and scaled counts (N, M)."""
-        score = z @ self.weight + counts @ self.count_weight
+    def forward(self, z: Tensor, counts: SparseRows) -> Tensor:
+        """Return log-probabilities (N, C) from projected states (N, K) and weighted n-grams (N, M)."""
+        score = z @ self.weight + counts.times(self.count_weight[:, None])[:, 0]
         thresholds = torch.cat([self.lowest, self.lowest + self.log_gaps.exp().cumsum(0)])
         below = (thresholds - score[:, None]).sigmoid()
         below = torch.cat([torch.zeros_like(below[:, :1]), below, torch.ones_like(below[:, :1])], 1)
@@ -54,11 +55,11 @@ class Cumulative(nn.Module):
     @torch.no_grad()
     def of(self, features: Features) -> Tensor:
         """Return log-probabilities (1, N, C) of questions."""
-        return self(self.blank.project(features.states), self.blank.scaled(features.counts))[None]
+        return self(self.blank.project(features.states), self.blank.weighted(features.grams))[None]
 
     def fit(self, features: Features, labels: Tensor, on_z: float, on_counts: float) -> "Cumulative":
         """Minimise the cross-entropy plus precision / 2 times the squared norm of the weights."""
-        z, counts = self.blank.project(features.states), self.blank.scaled(features.counts)
+        z, counts = self.blank.project(features.states), self.blank.weighted(features.grams)
         optimizer = torch.optim.LBFGS(
             self.parameters(),
             max_iter=MOST_STEPS,

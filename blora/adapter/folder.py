@@ -260,9 +260,18 @@ def _read_head(folder: Path, config: AdapterConfig, base: BaseModel) -> Decision
     if head.companion is not None and base.companion is not None:
         _check_companion(head.companion, base.companion)
     stored = _stored(folder / HEAD_FILE, head_shapes(head, config.prompt))
-    tensors = {name: tensor.float() for name, tensor in stored.items()}
+    tensors = {name: tensor.float() for name, tensor in stored.items() if name != "grams"}
     _check_positive("head", tensors, ("scale", "prompt_scale"))
+    if "grams" in stored:
+        tensors["grams"] = _rising(stored["grams"].int())
     return DecisionHead(head, **tensors)
+
+
+def _rising(grams: Tensor) -> Tensor:
+    """Return the n-grams of a head, which are found by bisection."""
+    if not bool((grams[1:] > grams[:-1]).all()):
+        raise AdapterError(f"got a head whose n-grams are in no order, expected a rising one; {ADVICE}")
+    return grams
 
 
 def _check_companion(reads: CompanionConfig, companion: BaseModel) -> None:
@@ -296,7 +305,9 @@ def _stored(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tens
     """Return the tensors of a file, which must have exactly these shapes."""
     file = TensorsFile(path, advice=ADVICE)
     check_tensors(file, shapes.items())
-    return read_tensors(file, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    kinds = {"grams": torch.int32}
+    expected = {n: torch.empty(shape, dtype=kinds.get(n, torch.float32), device="meta") for n, shape in shapes.items()}
+    return read_tensors(file, expected)
 
 
 def _check_positive(what: str, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ __all__ = [
     "ScoringName",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Limit for the inducing weights of a flow, whose masks grow with the square of the number of weights.
 MOST_FLOW_WEIGHTS = 1024
 # Power 0 sums log-probabilities over tokens, 1 averages them; the range is symmetric around 1.

@@ -54,7 +54,8 @@ class HeadConfig:
         depths: decoder layers whose inputs are read; the number of layers stands for the input of the output head.
         n_states: number of values that are read at all depths together, those of the companion included.
         n_directions: number of directions on which the standardised states are projected.
-        n_grams: number of buckets into which the prompt's character n-grams are hashed, for a linear head; 0 for none.
+        n_grams: number of the n-grams of words and characters that have weights, for a linear head; before its fit, the
+            most of them.
         n_products: (P, Q): a pointer head reads the products of P directions of the prompt's states and the first Q
             directions of a choice's; (0, 0) for no products.
         mirrored: whether draws come in pairs of opposite noise. New heads do; a head whose settings do not say so draws

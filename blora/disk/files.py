@@ -45,7 +45,7 @@ MOST_HEADER_BYTES = 8 * 2**20
 MOST_DIMENSIONS = 4
 
 _LENGTH_BYTES = 8  # size of the field that holds the header's length
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "BOOL": 1}
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "BOOL": 1}
 # Errors of a path at which there is no file.
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 

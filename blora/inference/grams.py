@@ -1,36 +1,43 @@
-"""Counts of a text's character n-grams, hashed into a fixed number of buckets (the hashing trick).
+"""N-grams of a text: words, pairs of neighbouring words, and n-grams of characters, as hashes that need no vocabulary.
 
-N-grams lie within words and include the spaces around them, as with scikit-learn's analyzer `char_wb`. Hashes are
-CRC-32, so that a text has the same counts on every machine.
+Words are those of scikit-learn's analyzer `word`; n-grams of characters lie within what spaces enclose and include the
+spaces, as with its analyzer `char_wb`. Hashes are CRC-32, so that a text has the same n-grams on every machine.
 """
 
+import re
 import zlib
-from collections.abc import Sequence
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["gram_counts"]
+__all__ = ["grams_of"]
 
 ORDERS = (2, 3, 4, 5)
-# Longest part of a word that is counted, in characters.
+# Longest part of a text between two spaces that is counted, in characters.
 MOST_CHARACTERS = 100
+_WORD = re.compile(r"\w\w+")
 
 
-def gram_counts(texts: Sequence[str], n_buckets: int) -> Tensor:
-    """Return (B, n_buckets) signed counts of the texts' n-grams, each on a scale of log(1 + count).
+def grams_of(text: str) -> Tensor:
+    """Return (2, n) int32: the different n-grams of a text in rising order, and how often each occurs.
 
-    A bit of the hash gives each n-gram its sign, so that n-grams which share a bucket cancel in expectation.
+    The lowest bit of an n-gram tells its kind: 1 for words and pairs of words, 0 for characters. The other bits are
+    those of its hash.
     """
-    if not n_buckets:
-        return torch.zeros(len(texts), 0)
-    found = torch.zeros(len(texts), n_buckets)
-    for row, text in zip(found, texts, strict=True):
-        hashes = torch.tensor([zlib.crc32(gram.encode()) for gram in _grams(text)], dtype=torch.long)
-        row.index_add_(0, hashes % n_buckets, ((hashes >> 31) * 2 - 1).float())
-    return found.sign() * found.abs().log1p()
+    lower = text.lower()
+    words = _WORD.findall(lower)
+    found = [_hashes(_characters(lower), 0), _hashes([*words, *map(" ".join, pairwise(words))], 1)]
+    grams, counts = np.unique(np.concatenate(found), return_counts=True)
+    return torch.from_numpy(np.stack([grams, counts.astype("i4")]))
 
 
-def _grams(text: str) -> list[str]:
-    words = [f" {word[:MOST_CHARACTERS]} " for word in text.lower().split()]
-    return [word[k : k + n] for word in words for n in ORDERS for k in range(len(word) - n + 1)]
+def _hashes(grams: list[str], kind: int) -> "np.typing.NDArray[np.int32]":
+    crc = np.array([zlib.crc32(gram.encode()) for gram in grams], dtype=np.uint32)
+    return ((crc & ~np.uint32(1)) | np.uint32(kind)).view(np.int32)
+
+
+def _characters(lower: str) -> list[str]:
+    parts = [f" {part[:MOST_CHARACTERS]} " for part in lower.split()]
+    return [part[k : k + n] for part in parts for n in ORDERS for k in range(len(part) - n + 1)]

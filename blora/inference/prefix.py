@@ -185,7 +185,8 @@ class HeadPrefix:
 
     def n_bytes(self, n_samples: int) -> int:
         """Return the memory of the prefix with all layers, in bytes, for any number of draws."""
-        read = _size((self._read[1].states, self._read[1].counts)) if self._read is not None else 0
+        features = self._read[1] if self._read is not None else None
+        read = _size((features.states, features.counts, *features.grams)) if features is not None else 0
         return sum(map(_size, self.below.layers.values())) * n_layers_of(self._model) // self._depth + read
 
     def memory(self, start: int, stop: int) -> Memory:
@@ -240,8 +241,8 @@ class _PrefixedCache(DynamicCache):
         return _concatenate(kept, (key_states, value_states), -2)
 
 
-def _size(pair: KeysValues) -> int:
-    return sum(kept.numel() * kept.element_size() for kept in pair)
+def _size(tensors: Sequence[Tensor]) -> int:
+    return sum(kept.numel() * kept.element_size() for kept in tensors)
 
 
 def _concatenate(first: KeysValues, then: KeysValues, dim: int) -> KeysValues:

@@ -1,6 +1,6 @@
 """Reading of the features of a decision head: hidden states of one forward pass, averaged over tokens.
 
-A linear head reads the mean states of the prompt's tokens and the prompt's character n-grams, and no choices. A pointer
+A linear head reads the mean states of the prompt's tokens and the n-grams of its text, and no choices. A pointer
 head reads the mean states of each choice's own tokens, its log-probability and its length. The mean states of the
 prompt, which tell how familiar a question is, are read for both; those of an encoder have unit length at each depth, as
 the embeddings of sentence encoders do. Behind them come those of a companion, if the linear head reads one. No draw of
@@ -21,7 +21,7 @@ from blora.errors import BaseModelError
 from blora.inference.checkpoints import between
 from blora.inference.companion import MOST_TOKENS, companion_of, companion_rows
 from blora.inference.fork import first_layer, logits_at, states_at
-from blora.inference.grams import gram_counts
+from blora.inference.grams import grams_of
 from blora.inference.packing import PackedBatch, PackedRow, States, by_length, collate
 from blora.inference.prefix import HeadPrefix, RecordingCache
 from blora.inference.scoring import inputs_of, log_normalizers
@@ -116,10 +116,11 @@ def _features(
         prompt = normalize(prompt.unflatten(-1, (len(config.depths), -1)), dim=-1).flatten(-2)
     if rows[0].readout != "pointer":
         texts = [row.text for row in rows]
-        states, counts = prompt, gram_counts(texts, config.n_grams).to(prompt.device)
+        states, none = prompt, prompt.new_zeros(len(prompt), 0)
         if config.companion is not None and rows[0].readout == "linear":
             states = torch.cat([prompt, _of_companion(model, texts, config.companion)], -1)
-        return Features(states, counts, prompt)
+        grams = tuple(map(grams_of, texts)) if config.n_grams else ()
+        return Features(states, none, prompt, grams=grams)
     totals = _choice_log_probs(model, batch, found, inputs)
     sums = _sums(batch, found, config.depths, torch.arange(1, batch.is_choice.shape[1] + 1))
     lengths = batch.length.to(sums.device).clamp_min(1)  # the last token of a choice, which ends it, is not read

@@ -1,15 +1,16 @@
 """The decision head: a linear readout of a question's features, with a Gaussian posterior over its weights.
 
-The features of a question are `states`, hidden states of the language model averaged over tokens, and `counts`, further
-numbers. States are standardised and projected on the leading directions of the training rows' states:
+The features of a question are `states`, hidden states of the language model averaged over tokens, and for fixed choices
+the n-grams of its text, otherwise `counts`, further numbers about each choice. States are standardised and projected on
+the leading directions of the training rows' states:
 
     z = directions ((states - center) / scale),   logits = z W + c V + bias
 
-c are the counts times `count_scale`; for fixed choices, where they are TF-IDF weights, they have unit length. Where
-choices come with the question, z may be followed by products: of each direction p of the prompt's states, projected as
-those of a choice are, with each leading direction of z, so that a choice is read in the light of the prompt. The
-posterior over W is Gaussian: W = weight + (noise * deviation) basis^T, the form of a Kronecker-factored Laplace
-approximation in its eigenvectors. V and the bias are points.
+c are the TF-IDF weights of the n-grams, or the counts times `count_scale`. Where choices come with the question, z may
+be followed by products: of each direction p of the prompt's states, projected as those of a choice are, with each
+leading direction of z, so that a choice is read in the light of the prompt. The posterior over W is Gaussian: W =
+weight + (noise * deviation) basis^T, the form of a Kronecker-factored Laplace approximation in its eigenvectors. V and
+the bias are points.
 """
 
 import math
@@ -18,7 +19,6 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from blora.config import HeadConfig, PromptConfig
 from blora.errors import ShapeError
@@ -26,6 +26,7 @@ from blora.posterior.draws import Draws
 from blora.posterior.inducing import check_width
 from blora.posterior.noise import Noise, standard_normal
 from blora.posterior.posterior import Posterior
+from blora.posterior.tf_idf import SparseRows, tf_idf
 
 __all__ = ["N_SCORES", "DecisionHead", "Features", "HeadDraws", "HeadPosterior", "head_bytes", "head_shapes"]
 
@@ -43,11 +44,13 @@ class Features:
     Attributes:
         states: (B, F), (B, C, F) or (R, F) mean hidden states at the head's depths, side by side, those of a companion
             last.
-        counts: (B, M), (B, C, M) or (R, M) further numbers.
+        counts: (B, C, M) or (R, M) further numbers about choices that come with the question; (B, 0) for fixed ones.
         prompt: (B, F) the states of the prompts in the base model alone, which tell how familiar a question
             is; None if not read.
         owner: (R,) the question of each choice, for choices row after row, which need no padding; None otherwise.
         sizes: (B,) number of choices of each question, for states (B, C, F); None otherwise.
+        grams: for fixed choices, (2, n) int32 for each text: its different n-grams in rising order, and how often each
+            occurs.
     """
 
     states: Tensor
@@ -55,6 +58,7 @@ class Features:
     prompt: Tensor | None = None
     owner: Tensor | None = None
     sizes: Tensor | None = None
+    grams: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.states) if self.owner is None else 1 + int(self.owner[-1])
@@ -71,7 +75,8 @@ class Features:
                 torch.arange(len(picked)).repeat_interleave(sizes[picked]),
             )
         prompt, n_choices = (part[picked] if part is not None else None for part in (self.prompt, self.sizes))
-        return Features(self.states[rows], self.counts[rows], prompt, owner, n_choices)
+        grams = tuple(self.grams[i] for i in places) if self.grams else ()
+        return Features(self.states[rows], self.counts[rows], prompt, owner, n_choices, grams)
 
     def choices(self) -> tuple[Tensor, Tensor] | None:
         """Return the states (R, F) of the questions' own choices, row after row, and the question (R,) of each."""
@@ -94,7 +99,7 @@ class DecisionHead:
         center: (F,) mean of the training rows' states.
         scale: (F,) their standard deviations.
         directions: (K, F) projection of the standardised states, rounded to float16, in which it is stored.
-        count_scale: (M,) factors on the counts.
+        count_scale: (M,) factors on the counts, or inverse document frequencies of n-grams.
         weight: (K + P * Q, O) posterior mean of W, for K directions and the products of P x Q directions.
         deviation: (K + P * Q, O) standard deviations of W in the basis.
         basis: (O, O) orthonormal, one vector per column.
@@ -103,6 +108,7 @@ class DecisionHead:
         prompt_center: (F,) mean of the training rows' prompts; empty without products, as the other two.
         prompt_scale: (F,) their standard deviations.
         prompt_directions: (P, F) projection of a prompt's standardised states, rounded to float16.
+        grams: (M,) int32 the n-grams that have weights, in rising order; empty for choices that come with a question.
     """
 
     config: HeadConfig
@@ -118,6 +124,7 @@ class DecisionHead:
     prompt_center: Tensor = field(default_factory=lambda: torch.zeros(0))
     prompt_scale: Tensor = field(default_factory=lambda: torch.zeros(0))
     prompt_directions: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    grams: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32))
 
     @property
     def n_outputs(self) -> int:
@@ -140,9 +147,12 @@ class DecisionHead:
         return DecisionHead(replace(self.config, n_products=(0, 0)), **kept)
 
     def scaled(self, counts: Tensor) -> Tensor:
-        """Return c (..., M) of counts (..., M)."""
-        found = counts.float() * self.count_scale
-        return normalize(found, dim=-1) if self.n_outputs > 1 else found
+        """Return c (..., M) of the counts (..., M) of choices."""
+        return counts.float() * self.count_scale
+
+    def weighted(self, grams: Sequence[Tensor]) -> SparseRows:
+        """Return c (B, M) of the n-grams of texts, as `Features` has them."""
+        return tf_idf(grams, self.grams, self.count_scale)
 
     def mean(self, lora: Draws) -> "HeadDraws":
         """Return the posterior mean as one draw, on top of a LoRA."""
@@ -168,10 +178,8 @@ class DecisionHead:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the head's tensors by name, as they are stored."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-        if not self.config.n_products[0]:
-            return {name: tensor for name, tensor in found.items() if name not in OF_PRODUCTS}
-        return found
+        absent = ("grams",) * (not self.config.n_grams) + OF_PRODUCTS * (not self.config.n_products[0])
+        return {field.name: getattr(self, field.name) for field in fields(self)[1:] if field.name not in absent}
 
 
 class HeadPosterior:
@@ -246,9 +254,14 @@ class HeadDraws:
         """
         head = self.head
         sizes = features.states.shape[-1], features.counts.shape[-1]
-        if sizes != (expected := (len(head.center), len(head.count_scale))):
+        if sizes != (expected := (len(head.center), len(head.count_scale) - len(head.grams))):
             raise ShapeError(f"got {sizes} states and counts of a question, expected {expected}, as in training")
-        point = head.scaled(features.counts) @ head.count_weight + head.bias
+        if len(head.grams):
+            if len(features.grams) != len(features.states):
+                raise ShapeError(f"got n-grams of {len(features.grams)} texts, expected {len(features.states)}")
+            point = head.weighted(features.grams).times(head.count_weight) + head.bias
+        else:
+            point = head.scaled(features.counts) @ head.count_weight + head.bias
         z, own, owner = head.project(features.states), len(head.directions), features.owner
         found = torch.einsum("...k,sko->s...o", z, self.weights[:, :own]) + point
         if features.states.ndim == 2 and owner is None:
@@ -289,6 +302,7 @@ def head_shapes(config: HeadConfig, prompt: PromptConfig) -> dict[str, tuple[int
         "count_weight": (n_counts, n_outputs),
         "bias": (n_outputs,),
         **(of_products if n_prompt else {}),
+        **({"grams": (n_counts,)} if linear and n_counts else {}),
     }
 
 

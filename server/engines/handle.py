@@ -74,7 +74,7 @@ class AdapterHandle:
         if head is None or self.config.modules:
             return self.digest
         companion = head.companion.depths if head.companion is not None else None  # the same for all adapters
-        return f"{self.config.prompt.readout}: states at {head.depths}, {companion}, {head.n_grams} n-grams"
+        return f"{self.config.prompt.readout}: states at {head.depths}, {companion}, n-grams: {head.n_grams > 0}"
 
     @property
     def least_familiarity(self) -> float | None:

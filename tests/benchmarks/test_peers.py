@@ -30,6 +30,7 @@ from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.noise import generator_of
 from blora.training.config import NEW_PROMPT
 from blora.training.rows.examples import Example
+from tests.heads import texts_with
 
 COLOURS = ("red", "green", "blue")
 FOREIGN = ("a sum of money", "no rain today", "who called", "seven")
@@ -70,15 +71,16 @@ def test_a_regression_on_states_learns_them_and_does_without_foreign_rows(method
 
 
 def test_a_cumulative_link_finds_the_weights_and_the_thresholds_of_its_own_model() -> None:
-    config = HeadConfig(depths=(1,), n_states=2, n_directions=2, n_grams=0)
+    config = HeadConfig(depths=(1,), n_states=2, n_directions=2, n_grams=1)
+    grams = torch.zeros(1, dtype=torch.int32)
     head = {"center": torch.zeros(2), "scale": torch.ones(2), "directions": torch.eye(2), "count_scale": torch.ones(1)}
     zero = {name: torch.zeros(2, 4) for name in ("weight", "deviation")} | {"basis": torch.eye(4)}
-    blank = DecisionHead(config, **head, **zero, count_weight=torch.zeros(1, 4), bias=torch.zeros(4))
+    blank = DecisionHead(config, **head, **zero, count_weight=torch.zeros(1, 4), bias=torch.zeros(4), grams=grams)
     generator = generator_of(0)
     states, uniform = torch.randn(4000, 2, generator=generator), torch.rand(4000, generator=generator)
     noise = (uniform / (1 - uniform)).log()  # logistic
     level = torch.bucketize(states @ torch.tensor([1.5, 0.0]) + noise, torch.tensor([-1.0, 0.0, 2.0]))
-    features = Features(states, torch.zeros(4000, 1), states)
+    features = Features(states, torch.zeros(4000, 0), states, grams=texts_with(torch.zeros(4000, 1)))
     found = Cumulative(blank, 4).fit(features, level, 1.0, 1.0)
     torch.testing.assert_close(found.weight.detach(), torch.tensor([1.5, 0.0]), atol=0.1, rtol=0)
     torch.testing.assert_close(found.lowest.detach(), torch.tensor([-1.0]), atol=0.1, rtol=0)

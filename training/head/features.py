@@ -30,7 +30,7 @@ def read_features(
     packed = [row.row for row in rows]
     pointer = packed[0].readout == "pointer"
     states: list[Tensor] = [torch.empty(0)] * len(rows)
-    counts, prompts = list(states), list(states)
+    counts, prompts, grams = list(states), list(states), list(states)
     n_tokens = n_shared(model, packed)
     shortest = min(packed, key=lambda row: row.n_tokens)
     prefix = read_prefix(model, shortest, n_tokens, config, lora) if n_tokens else None
@@ -44,8 +44,11 @@ def read_features(
                     for part in (found.states, found.counts)
                 )
                 prompts[i] = found.prompt[place].cpu()
+                if found.grams:
+                    grams[i] = found.grams[place]
             bar.update(len(picked))
     if not pointer:
-        return Features(torch.stack(states), torch.stack(counts), torch.stack(prompts))
+        own = tuple(grams) if config.n_grams else ()
+        return Features(torch.stack(states), torch.stack(counts), torch.stack(prompts), grams=own)
     owner = torch.arange(len(rows)).repeat_interleave(torch.tensor([row.n_choices for row in packed]))
     return Features(torch.cat(states), torch.cat(counts), torch.stack(prompts), owner)

@@ -27,6 +27,7 @@ from blora.errors import DataError
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.draws import Draws
+from blora.training.head.grams import known_grams
 from blora.training.head.inputs import Floats, HeadInputs
 from blora.training.head.principal import principal_directions
 from blora.training.rows.packed import LabelledRow, labels_of
@@ -183,7 +184,8 @@ class Regression:
         """Return the regression of labelled rows on their features.
 
         Args:
-            config: the head's settings; fewer directions are used if the rows span fewer.
+            config: the head's settings; fewer directions are used if the rows span fewer, and fewer n-grams if fewer
+                occur in several texts.
             features: the rows' features.
             rows: the labelled rows.
         """
@@ -191,28 +193,34 @@ class Regression:
         if features.owner is None:
             n_outputs = 1 + max(max(row.row.outputs) for row in rows)
             labels = torch.tensor([row.row.outputs[row.label] for row in rows])
-            states, counts, owner = features.states, features.counts, None
-            present = counts != 0
-            count_scale = ((1 + len(counts)) / (1 + present.sum(0))).log() + 1  # inverse document frequency
+            states, owner = features.states, None
+            grams, n_texts = known_grams(features.grams, config.n_grams)
+            count_scale = ((1 + len(rows)) / (1 + n_texts)).log() + 1  # inverse document frequency
             center = states.mean(0)
         else:
             n_outputs = 1
-            states, counts, owner = features.states, features.counts, features.owner
+            states, owner, grams = features.states, features.owner, torch.zeros(0, dtype=torch.int32)
             sizes = owner.bincount()
             sums = torch.zeros(len(rows), states.shape[-1]).index_add(0, owner, states)
             states = states - (sums / sizes[:, None])[owner]  # a constant per question cancels
-            count_scale = 1 / counts.std(0).clamp_min(1e-6)
+            count_scale = 1 / features.counts.std(0).clamp_min(1e-6)
             center = torch.zeros(states.shape[-1])
             labels = labels + sizes.cumsum(0) - sizes
         scale = (states - center).square().mean(0).sqrt().clamp_min(1e-6)
         directions = _directions((states - center) / scale, config.n_directions)
-        n_directions, n_counts = len(directions), counts.shape[-1]
+        n_directions, n_counts = len(directions), len(count_scale)
         prompts = features.prompt if owner is not None else None
         of_prompt = _of_prompt(prompts) if prompts is not None else {}
         products = (len(of_prompt["prompt_directions"]), min(N_PRODUCTS[1], n_directions)) if of_prompt else (0, 0)
         n_weights = n_directions + products[0] * products[1]
         blank = DecisionHead(
-            replace(config, n_states=states.shape[-1], n_directions=n_directions, n_products=products),
+            replace(
+                config,
+                n_states=states.shape[-1],
+                n_directions=n_directions,
+                n_grams=len(grams),
+                n_products=products,
+            ),
             center=center,
             scale=scale,
             directions=directions,
@@ -222,12 +230,13 @@ class Regression:
             basis=torch.eye(n_outputs),
             count_weight=torch.zeros(n_counts, n_outputs),
             bias=torch.zeros(n_outputs),
+            grams=grams,
             **of_prompt,
         )
         return cls(
             blank,
             blank.project(states).numpy(),
-            csr_matrix(blank.scaled(counts).numpy()),
+            _sparse(blank, features),
             labels.numpy(),
             owner.numpy() if owner is not None else None,
             blank.project_prompt(prompts).numpy() if prompts is not None and of_prompt else np.zeros((0, 0), "f"),
@@ -315,6 +324,16 @@ class Regression:
         found = -np.log(np.maximum(probs[at], 1e-30)).sum(dtype="d")
         probs[at] -= 1
         return float(found), probs
+
+
+def _sparse(head: DecisionHead, features: Features) -> csr_matrix:
+    """Return the scaled counts of rows, or the weights of their n-grams."""
+    if features.owner is not None:
+        return csr_matrix(head.scaled(features.counts).numpy())
+    if not len(head.grams):
+        return csr_matrix((len(features), 0), dtype="f")
+    columns, values, begins = (part.numpy() for part in head.weighted(features.grams))
+    return csr_matrix((values, columns, begins), (len(features), len(head.grams)))
 
 
 def _of_prompt(states: Tensor) -> dict[str, Tensor]:

@@ -38,14 +38,15 @@ logger = logging.getLogger(__name__)
 
 # A linear head has a weight for each direction and choice, a pointer head one for each direction.
 N_DIRECTIONS, N_DIRECTIONS_OF_POINTER = 512, 1024
-N_GRAMS = 8192
+N_GRAMS = 65_536
 # Prior precision of the weights of the projected states while a LoRA below them is trained.
 PRECISION = 5.0
 # What a part of the inputs is called, for fixed choices and for choices that come with the question.
 NAMES = {
-    "counts": ("regression on character n-grams", "base model's log-probabilities"),
+    "counts": ("regression on n-grams", "base model's log-probabilities"),
     "states": ("regression on frozen states", "regression on frozen states"),
     "companion": ("regression on the companion's states", ""),
+    "joint": ("regression on all of them together", ""),
     "both": ("head, posterior mean", "head, posterior mean"),
 }
 
@@ -274,7 +275,7 @@ def _fit_linear(
     """Return the fits of a linear head, as `TrainedHead.fitted` has them, and how it is fitted again."""
     pooled = pool(config, features, train, validation_features, validation, lora, seed)
     logger.info("powers of the parts: %s", pooled.powers)
-    return {**(pooled.parts if alone else {}), "both": pooled.whole}, partial(pooled.again, config)
+    return {**(pooled.factors if alone else {}), "both": pooled.whole}, partial(pooled.again, config)
 
 
 def _fit_pointer(

@@ -99,14 +99,14 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"posterior.safetensors, which cannot be read \(not a regular file\)",
     ),
     "newer format": (
-        config_with(lambda c: c.update(format_version=3)),
-        "got format_version 3 in .*, expected 2; upgrade",
+        config_with(lambda c: c.update(format_version=4)),
+        "got format_version 4 in .*, expected 3; upgrade",
     ),
     "an earlier format": (
         config_with(lambda c: c.update(format_version=1)),
-        "got format_version 1 in .*, expected 2; .* retrain",
+        "got format_version 1 in .*, expected 3; .* retrain",
     ),
-    "no format": (config_with(lambda c: c.pop("format_version")), "got format_version None in .*, expected 2"),
+    "no format": (config_with(lambda c: c.pop("format_version")), "got format_version None in .*, expected 3"),
     "config not JSON": (
         write("bayesian_config.json", b"{"),
         r"bayesian_config.json, which is not JSON \(.*\); restore",
@@ -247,6 +247,16 @@ def test_an_adapter_without_most_of_its_files_is_told_all_of_them(complete: Path
     ("readout", "change", "message"),
     [
         ("linear", lambda t: t["scale"][:1].zero_(), "got a head whose scale is not positive"),
+        (
+            "linear",
+            lambda t: t.update(grams=t["grams"].flip(0)),
+            "n-grams are in no order, expected a rising",
+        ),
+        (
+            "linear",
+            lambda t: t.update(grams=t["grams"].float()),
+            "got grams of torch.float32 in head.safetensors, expected torch.int32",
+        ),
         ("pointer", lambda t: t["prompt_scale"][:1].neg_(), "got a head whose prompt_scale is not positive"),
         (
             "linear",

@@ -64,7 +64,7 @@ def test_a_fold_is_answered_by_a_head_that_has_not_seen_its_texts() -> None:
 
 def test_labels_are_spread_evenly_and_a_label_of_one_text_is_in_no_fold() -> None:
     rows = linear_rows([0] * 50 + [1] * 10 + [2])
-    features = Features(torch.randn(61, 5, generator=torch.Generator().manual_seed(0)), torch.zeros(61, 4))
+    features = Features(torch.randn(61, 5, generator=torch.Generator().manual_seed(0)), torch.zeros(61, 0))
     folds = folds_of(solved, features, rows, seed=3)
     counts = [labels_of(fold.rows).bincount(minlength=3).tolist() for fold in folds]
     assert counts == [[10, 2, 0]] * N_FOLDS

@@ -86,3 +86,5 @@ def test_a_common_beginning_is_read_once(
     ):
         assert one is not None
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert len(found.grams) == (len(rows) if readout == "linear" else 0)
+    torch.testing.assert_close(found.grams, expected.grams)

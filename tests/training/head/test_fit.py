@@ -33,7 +33,7 @@ from blora.training.head.fit import FittedHead, Regression, fit_head
 from blora.training.rows.examples import read_examples
 from blora.training.rows.packed import LabelledRow, pack_examples
 from tests.blora.adapters import rewrite_json, rewrite_tensors
-from tests.heads import prefer_loras, row_after_row
+from tests.heads import prefer_loras, row_after_row, texts_with
 from tests.training.toys import CHOICES, toy_data, train_arguments, write_jsonl
 
 FAST = ("--epochs", "2", "--batch-size", "4")
@@ -52,7 +52,8 @@ def linear_task(n_rows: int, seed: int) -> tuple[Features, list[LabelledRow]]:
     truth = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(n_rows, 3, generator=generator)
     labels = ((states - 1) @ truth + 2 * noise).argmax(-1).tolist()
-    return Features(states, torch.randint(-1, 2, (n_rows, 4), generator=generator).float()), linear_rows(labels)
+    grams = texts_with(torch.randint(0, 3, (n_rows, 4), generator=generator))
+    return Features(states, torch.zeros(n_rows, 0), grams=grams), linear_rows(labels)
 
 
 def pointer_task(n_rows: int, seed: int) -> tuple[Features, list[LabelledRow]]:
@@ -204,8 +205,9 @@ def test_the_record_holds_what_each_part_reaches(base_folder: Path, tmp_path: Pa
     assert main(arguments(base_folder, data, tmp_path / "toy")) == 0
     parts = read_config(tmp_path / "toy").training["parts"]
     assert list(parts) == [
-        "regression on character n-grams",
+        "regression on n-grams",
         "regression on frozen states",
+        "regression on all of them together",
         "head, posterior mean",
         "head, 5 draws",
     ]

@@ -8,13 +8,14 @@ import torch
 
 from blora.config import BaseModelRef, CompanionConfig, HeadConfig, PosteriorConfig, SamplingConfig
 from blora.inference.reading import head_log_probs
-from blora.posterior.decision_head import Features
+from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.draws import NO_LORA
 from blora.posterior.posterior import Posterior
-from blora.training.head.fit import Regression
+from blora.training.head.fit import Regression, fit_head
 from blora.training.head.pool import MOST_POWER, Pooled, pool
 from blora.training.head.train import fit_parts
 from blora.training.rows.packed import LabelledRow, labels_of
+from tests.heads import texts_with
 from tests.training.head.test_fit import CONFIG, linear_rows, linear_task
 
 N_BASE, N_COMPANION = 6, 4
@@ -33,49 +34,88 @@ def told_by(*places: int, n_rows: int = 200, seed: int = 0) -> Task:
     states = torch.randn(n_rows, N_BASE + N_COMPANION, generator=generator)
     noise = torch.randn(n_rows, generator=generator)
     labels = (states[:, list(places)].sum(1) + 0.5 * noise > 0).long().tolist()
-    counts = torch.randint(-1, 2, (n_rows, 4), generator=generator).float()
-    return Features(states, counts, states[:, :N_BASE]), linear_rows(labels, 2)
+    grams = texts_with(torch.randint(0, 3, (n_rows, 4), generator=generator))
+    return Features(states, torch.zeros(n_rows, 0), states[:, :N_BASE], grams=grams), linear_rows(labels, 2)
 
 
 def pooled(config: HeadConfig, train: Task, validation: Task) -> Pooled:
     return pool(config, *train, *validation, NO_LORA, seed=0)
 
 
-def log_probs(found: Pooled, name: str, task: Task) -> torch.Tensor:
-    """Log-probabilities of a part, which reads its own states and counts."""
+def log_probs(head: DecisionHead, task: Task) -> torch.Tensor:
+    """Log-probabilities of the posterior mean."""
     features, rows = task
-    states = features.states[:, N_BASE:] if name == "companion" else features.states[:, :N_BASE]
-    counts = features.counts[:, :0] if name == "companion" else features.counts
-    own = replace(features, states=states, counts=counts)
-    return head_log_probs(found.parts[name].head.mean(NO_LORA), [row.row for row in rows], own)[0]
+    return head_log_probs(head.mean(NO_LORA), [row.row for row in rows], features)[0]
 
 
 def test_the_head_is_the_product_of_its_parts_to_their_powers() -> None:
     train, validation = told_by(0, 7), told_by(0, 7, seed=1)
     found = pooled(BOTH, train, validation)
-    assert list(found.powers) == ["counts", "states", "companion"]
-    by_hand = sum(power * log_probs(found, name, validation) for name, power in found.powers.items())
+    assert list(found.powers) == list(found.factors) == ["counts", "states", "companion", "joint"]
+    by_hand = sum(power * log_probs(found.factors[name].head, validation) for name, power in found.powers.items())
     assert isinstance(by_hand, torch.Tensor)
-    whole = head_log_probs(found.whole.head.mean(NO_LORA), [row.row for row in validation[1]], validation[0])[0]
+    whole = log_probs(found.whole.head, validation)
     torch.testing.assert_close(whole, by_hand.log_softmax(-1), rtol=1e-4, atol=1e-4)
-    parts = [found.parts[name].trial.metrics.nll for name in found.parts]
-    assert found.whole.trial.metrics.nll < min(parts) - 0.05
+    alone = [found.factors[name].trial.metrics.nll for name in ("counts", "states", "companion")]
+    assert found.whole.trial.metrics.nll < min(alone) - 0.05
+    assert found.whole.trial.metrics.nll < found.factors["joint"].trial.metrics.nll + 1e-4
+
+
+def test_a_factor_is_the_fit_of_its_part_alone_and_reads_nothing_else() -> None:
+    train, validation = told_by(0, 7), told_by(0, 7, seed=1)
+    found = pooled(BOTH, train, validation)
+    own = {
+        "states": (replace(BOTH, n_states=N_BASE, companion=None), slice(N_BASE)),
+        "companion": (replace(BOTH, n_states=N_COMPANION, n_grams=0, companion=None), slice(N_BASE, None)),
+    }
+    for name, (config, at) in own.items():
+        read = [replace(features, states=features.states[:, at]) for features, _ in (train, validation)]
+        alone = fit_head(Regression.of(config, read[0], train[1]), read[1], validation[1], NO_LORA, "states")
+        assert found.factors[name].precisions == alone.precisions
+        expected = log_probs(alone.head, (read[1], validation[1]))
+        torch.testing.assert_close(log_probs(found.factors[name].head, validation), expected, rtol=1e-4, atol=1e-5)
+    assert found.factors["counts"].head.weight.abs().max() == 0
+    assert found.factors["companion"].head.count_weight.abs().max() == 0
+
+
+def test_the_joint_fit_is_the_minimum_at_the_precision_of_each_part() -> None:
+    train, validation = told_by(0, 7), told_by(0, 7, seed=1)
+    found = pooled(BOTH, train, validation)
+    head = found.factors["joint"].head
+    weight, count_weight, bias = (
+        part.double().requires_grad_() for part in (head.weight, head.count_weight, head.bias)
+    )
+    z = head.project(train[0].states).double()
+    counts = torch.zeros(len(z), 4, dtype=torch.double)
+    columns, values, begins = head.weighted(train[0].grams)
+    counts[torch.arange(len(z)).repeat_interleave(begins.diff()), columns] = values.double()
+    logits = z @ weight + counts @ count_weight + bias
+    loss = torch.nn.functional.cross_entropy(logits, labels_of(train[1]), reduction="sum")
+    first = len(found.factors["states"].head.directions) - N_COMPANION
+    for name, own in (("states", weight[:first]), ("companion", weight[first:])):
+        size = (first, N_BASE) if name == "states" else (len(weight) - first, N_COMPANION)
+        loss = loss + found.factors[name].precisions[0] * size[0] / size[1] * own.square().sum() / 2
+    loss = loss + found.factors["counts"].precisions[1] * count_weight.square().sum() / 2
+    loss.backward()  # type: ignore[no-untyped-call]
+    for part in (weight, count_weight, bias):
+        assert part.grad is not None
+        assert part.grad.abs().max() < 0.02 * len(z) ** 0.5
 
 
 def test_no_other_powers_do_better_on_the_validation_rows() -> None:
     train, validation = told_by(0, 7), told_by(0, 7, seed=1)
     found = pooled(BOTH, train, validation)
-    of_parts = torch.stack([log_probs(found, name, validation) for name in found.parts])
+    of_factors = torch.stack([log_probs(fitted.head, validation) for fitted in found.factors.values()])
     labels = labels_of(validation[1])
 
     def nll(powers: torch.Tensor) -> float:
-        logits = torch.einsum("p,pnc->nc", powers, of_parts)
-        prior = float((powers - 1 / 3).square().sum()) / 2  # which weighs as much as one row
+        logits = torch.einsum("p,pnc->nc", powers, of_factors)
+        prior = float((powers - 1 / 4).square().sum()) / 2  # which weighs as much as one row
         return float(torch.nn.functional.cross_entropy(logits, labels)) + prior / len(labels)
 
     best = torch.tensor([*found.powers.values()])
     generator = torch.Generator().manual_seed(0)
-    around = [(best + 0.2 * torch.randn(3, generator=generator)).clamp(0, MOST_POWER) for _ in range(200)]
+    around = [(best + 0.2 * torch.randn(4, generator=generator)).clamp(0, MOST_POWER) for _ in range(200)]
     assert nll(best) <= min(map(nll, around)) + 1e-6
     assert all(0 <= power <= MOST_POWER for power in found.powers.values())
 
@@ -83,8 +123,8 @@ def test_no_other_powers_do_better_on_the_validation_rows() -> None:
 @pytest.mark.parametrize(("place", "part", "other"), [(0, "states", "companion"), (7, "companion", "states")])
 def test_a_part_that_tells_nothing_has_little_weight(place: int, part: str, other: str) -> None:
     found = pooled(BOTH, told_by(place), told_by(place, seed=1))
-    assert found.powers[part] > 0.7
-    head, n_base = found.whole.head, len(found.parts["states"].head.directions)
+    assert found.powers[part] + found.powers["joint"] > 0.7
+    head, n_base = found.whole.head, 6
     spread = {"states": head.weight[:n_base].norm(), "companion": head.weight[n_base:].norm()}
     assert spread[other] < 0.3 * spread[part]
 
@@ -99,8 +139,8 @@ def test_deviations_are_those_of_the_laplace_approximation_at_the_product() -> N
     values = torch.linalg.eigvalsh(fisher)
     prior = []
     for name, at in (("states", slice(N_BASE)), ("companion", slice(N_BASE, None))):
-        n_directions = len(found.parts[name].head.directions)
-        per_state = found.parts[name].precisions[0] / found.powers[name] ** 2
+        n_directions = int((head.directions[:, at].abs().sum(1) > 0).sum())
+        per_state = found.factors[name].precisions[0] / (found.powers[name] + found.powers["joint"]) ** 2
         prior.append(torch.full((n_directions,), per_state * n_directions / head.center[at].numel()))
     variance = 1 / (torch.outer(z.square().sum(0), values.clamp_min(0)) + torch.cat(prior)[:, None])
     torch.testing.assert_close(head.deviation.double(), variance.sqrt(), rtol=1e-3, atol=1e-6)
@@ -109,13 +149,14 @@ def test_deviations_are_those_of_the_laplace_approximation_at_the_product() -> N
 def test_without_a_companion_states_and_counts_are_the_parts() -> None:
     train, validation = linear_task(80, 1), linear_task(80, 2)
     found = pooled(CONFIG, train, validation)
-    assert list(found.powers) == ["counts", "states"]
+    assert list(found.powers) == ["counts", "states", "joint"]
     assert found.whole.head.config == replace(CONFIG, n_directions=len(found.whole.head.weight))
     alone = Regression.of(CONFIG, *train).blank
     torch.testing.assert_close(found.whole.head.directions, alone.directions)
     of_states, of_counts, _ = found.whole.precisions
-    assert of_states == pytest.approx(found.parts["states"].precisions[0] / found.powers["states"] ** 2)
-    assert of_counts == pytest.approx(found.parts["counts"].precisions[1] / max(found.powers["counts"], 1e-3) ** 2)
+    joint = found.powers["joint"]
+    assert of_states == pytest.approx(found.factors["states"].precisions[0] / (found.powers["states"] + joint) ** 2)
+    assert of_counts == pytest.approx(found.factors["counts"].precisions[1] / (found.powers["counts"] + joint) ** 2)
 
 
 def test_fitted_again_to_the_same_rows_it_is_the_same() -> None:
@@ -135,9 +176,10 @@ def test_training_shows_each_part_and_draws_from_the_product() -> None:
     lora = Posterior({}, PosteriorConfig(method="lora"), seed=0)
     trained = fit_parts(BOTH, *train, *validation, SamplingConfig(n_samples=8), lora)
     assert [part.name for part in trained.parts] == [
-        "regression on character n-grams",
+        "regression on n-grams",
         "regression on frozen states",
         "regression on the companion's states",
+        "regression on all of them together",
         "head, posterior mean",
         "head, 8 draws",
     ]
