@@ -178,7 +178,7 @@ class DecisionHead:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the head's tensors by name, as they are stored."""
-        absent = ("grams",) * (not self.config.n_grams) + OF_PRODUCTS * (not self.config.n_products[0])
+        absent = {*(() if self.config.n_products[0] else OF_PRODUCTS), *(() if self.config.n_grams else ("grams",))}
         return {field.name: getattr(self, field.name) for field in fields(self)[1:] if field.name not in absent}
 
 

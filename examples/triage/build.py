@@ -186,8 +186,9 @@ def main() -> None:
     clear, ambiguous = read_clear(), read_ambiguous()
     names = ("later.tsv", "moods.tsv", "held_out.tsv", "comparison.tsv", "proof.tsv")
     later, moods, held, comparison, proof = (read_mixed(name, random.Random(SEED)) for name in names)
-    asked, *later_moods = map(read_moods, (f"moods{part}.tsv" for part in ("", "_held_out", "_comparison", "_proof")))
-    moods_held, moods_comparison, moods_proof = later_moods
+    moods_parts = ("", "_held_out", "_comparison", "_proof", "_harder")
+    asked, *later_moods = map(read_moods, (f"moods{part}.tsv" for part in moods_parts))
+    moods_held, moods_comparison, moods_proof, moods_harder = later_moods
     outside: list[Ticket] = []
     for line in lines(TICKETS / "out_of_scope.tsv"):
         kind, text = line.split("\t")
@@ -225,6 +226,7 @@ def main() -> None:
         "moods/test": moods_held[N_HELD_VALIDATION:],
         "moods/comparison": moods_comparison,
         "moods/proof": moods_proof,
+        "moods/harder": moods_harder,
     }
     for name, tickets in moods_files.items():
         write(name, tickets)

@@ -89,12 +89,15 @@ def pool(
     heads = parts.on_all({name: one.head for name, one in alone.items()}, precisions)
     held = {name: [Held(head, validation, validation_rows)] for name, head in heads.items()}
     if seed is not None and len(validation_rows) < FEW_ROWS:
-        for name, own_heads in held.items():
+        of_folds: list[dict[str, DecisionHead]] = []
 
-            def again(few: Features, those: Sequence[LabelledRow], name: str = name) -> DecisionHead:
-                return _Parts.of(config, few, those).solved(precisions)[name]
+        def again(few: Features, those: Sequence[LabelledRow]) -> DecisionHead:
+            of_folds.append(_Parts.of(config, few, those).solved(precisions))
+            return of_folds[-1][JOINT]
 
-            own_heads += folds_of(again, features, rows, seed)
+        for fold, of_fold in zip(folds_of(again, features, rows, seed), of_folds, strict=True):
+            for name, head in of_fold.items():
+                held[name].append(fold._replace(head=head))
     labels = torch.cat([labels_of(one.rows) for one in held[COUNTS]])
     powers = dict(zip(heads, _powers([_means(own, lora) for own in held.values()], labels), strict=True))
 
