@@ -15,30 +15,30 @@ card. Writing an adapter again replaces these files and leaves every other entry
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from blora.adapter.base_check import check_base
 from blora.adapter.calibration_file import CALIBRATION_FILE, carry_over
 from blora.adapter.card import is_edited, model_card
+from blora.adapter.heads import read_familiarity, read_head
 from blora.adapter.lora import LORA_CONFIG_FILE, WEIGHTS_FILE, check_tensors, factor_shapes, read_tensors
 from blora.adapter.peft_files import check_mean, check_peft_config, peft_config, peft_tensors
-from blora.adapter.presence import CONFIG_FILE, UNFINISHED_FILE, how_to_finish, is_adapter
+from blora.adapter.presence import ADVICE, CONFIG_FILE, UNFINISHED_FILE, how_to_finish, is_adapter
 from blora.base_model import BaseModel
-from blora.config import FORMAT_VERSION, AdapterConfig, CompanionConfig
+from blora.config import FORMAT_VERSION, AdapterConfig
 from blora.decision.abstention import Policy
-from blora.decision.familiarity import MOST_BYTES, Familiarity, familiarity_shapes, stored_bytes
+from blora.decision.familiarity import Familiarity, stored_bytes
 from blora.disk.atomic import new_folder
 from blora.disk.cache import check_own
 from blora.disk.files import TensorsFile, file_digest, is_present, read_json
 from blora.errors import AdapterError, BloraError, ConfigError
-from blora.posterior.decision_head import DecisionHead, HeadPosterior, head_bytes, head_shapes
-from blora.posterior.inject import inject, n_layers_of
+from blora.posterior.decision_head import HeadPosterior, head_bytes, head_shapes
+from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
 from blora.posterior.sizes import memory_bytes, tensor_shapes
 
@@ -66,8 +66,6 @@ OWN_FILES = (*DIGESTED, CARD_FILE, CALIBRATION_FILE)
 OF_LORA = (LORA_CONFIG_FILE, WEIGHTS_FILE, POSTERIOR_FILE)
 # Formats that can run code when they are opened.
 UNSAFE_SUFFIXES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
-# Advice for error messages about a file that cannot be used.
-ADVICE = "restore it or train again"
 
 logger = logging.getLogger(__name__)
 
@@ -225,8 +223,8 @@ def load_adapter(
     check_base(config, base)
     _check_memory(config, folder, max_memory_bytes)
     lora = _read_lora(folder, config, base) if config.modules else Posterior({}, config.posterior, seed=0)
-    posterior = HeadPosterior(_read_head(folder, config, base), lora) if config.head is not None else lora
-    familiarity = _read_familiarity(folder, config) if config.familiarity is not None else None
+    posterior = HeadPosterior(read_head(folder / HEAD_FILE, config, base), lora) if config.head is not None else lora
+    familiarity = read_familiarity(folder / FAMILIARITY_FILE, config) if config.familiarity is not None else None
     if _files(folder) != files or _digest(folder, files) != digest:
         raise AdapterError(f"got adapter {folder}, whose files were replaced while they were read; load it again")
     return Adapter(name or folder.resolve().name, folder, digest, config, posterior, familiarity)
@@ -250,70 +248,6 @@ def _read_lora(folder: Path, config: AdapterConfig, base: BaseModel) -> Posterio
     check_peft_config(folder / LORA_CONFIG_FILE, config, base)
     check_mean(weights, posterior)
     return posterior
-
-
-def _read_head(folder: Path, config: AdapterConfig, base: BaseModel) -> DecisionHead:
-    head = config.head
-    assert head is not None  # the caller has checked it
-    if head.depths[-1] > (n_layers := n_layers_of(base.model)):
-        raise AdapterError(f"got a head that reads at layer {head.depths[-1]}, expected at most {n_layers}; {ADVICE}")
-    if head.companion is not None and base.companion is not None:
-        _check_companion(head.companion, base.companion)
-    stored = _stored(folder / HEAD_FILE, head_shapes(head, config.prompt))
-    tensors = {name: tensor.float() for name, tensor in stored.items() if name != "grams"}
-    _check_positive("head", tensors, ("scale", "prompt_scale"))
-    if "grams" in stored:
-        tensors["grams"] = _rising(stored["grams"].int())
-    return DecisionHead(head, **tensors)
-
-
-def _rising(grams: Tensor) -> Tensor:
-    """Return the n-grams of a head, which are found by bisection."""
-    if not bool((grams[1:] > grams[:-1]).all()):
-        raise AdapterError(f"got a head whose n-grams are in no order, expected a rising one; {ADVICE}")
-    return grams
-
-
-def _check_companion(reads: CompanionConfig, companion: BaseModel) -> None:
-    """Raise an error if a head reads states of a companion that it does not have."""
-    n_layers, width = n_layers_of(companion.model), companion.model.config.get_text_config().hidden_size
-    if reads.depths[-1] > n_layers or reads.n_states != len(reads.depths) * width:
-        raise AdapterError(
-            f"got a head that reads {reads.n_states} states of the companion at layers {[*reads.depths]}, expected "
-            f"{width} at each, and layers up to {n_layers}; {ADVICE}"
-        )
-
-
-def _read_familiarity(folder: Path, config: AdapterConfig) -> Familiarity:
-    settings, head = config.familiarity, config.head
-    assert settings is not None  # the caller has checked it
-    assert head is not None  # a familiarity comes with one
-    if settings.n_states != head.n_base_states:
-        raise AdapterError(
-            f"got a familiarity of {settings.n_states} states, expected {head.n_base_states}, the head's of the base "
-            f"model; {ADVICE}"
-        )
-    if (size := stored_bytes(settings)) > MOST_BYTES:
-        raise AdapterError(f"got a familiarity of {size} bytes, expected at most {MOST_BYTES}; {ADVICE}")
-    found = _stored(folder / FAMILIARITY_FILE, familiarity_shapes(settings))
-    of_choices = ("choice_scale", "choice_variances", "choice_residual")
-    _check_positive("familiarity", found, ("scale", "variances", "residual", "spread", *of_choices))
-    return Familiarity.of(settings, found)
-
-
-def _stored(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return the tensors of a file, which must have exactly these shapes."""
-    file = TensorsFile(path, advice=ADVICE)
-    check_tensors(file, shapes.items())
-    kinds = {"grams": torch.int32}
-    expected = {n: torch.empty(shape, dtype=kinds.get(n, torch.float32), device="meta") for n, shape in shapes.items()}
-    return read_tensors(file, expected)
-
-
-def _check_positive(what: str, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    for name in names:
-        if name in tensors and not bool((tensors[name] > 0).all()):
-            raise AdapterError(f"got a {what} whose {name} is not positive; {ADVICE}")
 
 
 def _files(folder: Path) -> tuple[str, ...]:

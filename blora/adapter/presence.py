@@ -4,11 +4,13 @@ from pathlib import Path
 
 from blora.disk.files import is_present
 
-__all__ = ["CONFIG_FILE", "UNFINISHED_FILE", "how_to_finish", "is_adapter"]
+__all__ = ["ADVICE", "CONFIG_FILE", "UNFINISHED_FILE", "how_to_finish", "is_adapter"]
 
 CONFIG_FILE = "bayesian_config.json"
 # The old config while a folder is being rewritten. A folder in which a crash left this file may be written again.
 UNFINISHED_FILE = f"{CONFIG_FILE}.old"
+# Advice for error messages about a file that cannot be used.
+ADVICE = "restore it or train again"
 
 
 def is_adapter(folder: Path) -> bool:
