@@ -34,8 +34,8 @@ N_SAMPLES_HEAD = 64
 # Factors to try on a posterior's standard deviations, and the excess over the best NLL at which a wider one still wins.
 SCALES = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
 TOLERANCE_NATS = 0.005
-# The same factors for the Laplace approximation of a head, which is too wide for few rows.
-HEAD_SCALES = (0.1, 0.17, 0.3, 0.42, 0.55, 0.71, 1.0)
+# The same factors for the Laplace approximation of a head, which is too wide for few rows, and by far for many labels.
+HEAD_SCALES = (0.01, 0.03, 0.1, 0.17, 0.3, 0.42, 0.55, 0.71, 1.0)
 HeadChoice = Literal["auto", "none", "linear", "pointer"]
 TRACKERS = ("none", "tensorboard", "wandb", "mlflow")
 

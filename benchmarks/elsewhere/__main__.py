@@ -41,7 +41,7 @@ def measure(elsewhere: Elsewhere, read: Read) -> dict[str, Any]:
     train, validation, foreign = rows.train, rows.validation, rows.foreign
     assert foreign is not None  # every set has foreign rows
     trained = fit_parts(
-        rows.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, EMPTY_LORA, ("both",)
+        rows.config, train.features, train.rows, validation.features, validation.rows, SAMPLING, EMPTY_LORA, alone=False
     )
     draws = trained.posterior.sample(SAMPLING.n_samples, generator_of(SEEDS[0]))
     found = signals(read, trained, draws)

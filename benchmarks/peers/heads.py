@@ -101,7 +101,7 @@ def _train_above(base: BaseModel, read: ReadSet, seed: int, kept: Path | None) -
     train, validation = read.train, read.validation
     sampling = replace(SAMPLING, seed=seed)
     frozen = fit_parts(
-        read.config, train.features, train.rows, validation.features, validation.rows, sampling, EMPTY_LORA, ("both",)
+        read.config, train.features, train.rows, validation.features, validation.rows, sampling, EMPTY_LORA, alone=False
     )
     n_layers = base.model.config.get_text_config().num_hidden_layers
     layers = parse_layers(f"last:{n_layers - n_layers // 3}", n_layers)

@@ -11,6 +11,7 @@ from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.draws import NO_LORA
 from blora.posterior.posterior import Posterior
+from blora.training.config import TOLERANCE_NATS
 from blora.training.head.fit import Regression, fit_head
 from blora.training.head.pool import MOST_POWER, Pooled, pool
 from blora.training.head.train import fit_parts
@@ -187,3 +188,21 @@ def test_training_shows_each_part_and_draws_from_the_product() -> None:
     assert trained.familiarity.config.n_states == N_BASE
     drawn = trained.posterior.sample(8, torch.Generator().manual_seed(0)).weights
     assert np.ptp(drawn.numpy(), 0).max() > 0
+
+
+def many_labels(n_rows: int, seed: int) -> Task:
+    """Rows of 60 labels, each a direction of its own, which so few rows leave wide open."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n_rows) % 60
+    states = torch.eye(60)[labels] + 0.2 * torch.randn(n_rows, 60, generator=generator)
+    grams = texts_with(torch.ones(n_rows, 1))
+    return Features(states, torch.zeros(n_rows, 0), states, grams=grams), linear_rows(labels.tolist(), 60)
+
+
+def test_draws_of_many_labels_are_narrow_enough_to_cost_little() -> None:
+    lora = Posterior({}, PosteriorConfig(method="lora"), seed=0)
+    config = HeadConfig(depths=(1,), n_states=60, n_directions=60, n_grams=4, mirrored=True)
+    trained = fit_parts(config, *many_labels(300, 0), *many_labels(120, 1), SamplingConfig(n_samples=32), lora)
+    *_, mean, draws = trained.parts
+    assert draws.metrics.nll <= mean.metrics.nll + 2 * TOLERANCE_NATS
+    assert trained.trial.scale < 0.1
