@@ -173,11 +173,11 @@ async def test_requests_in_flight_finish_on_an_adapter_that_was_unloaded(
 async def test_an_adapter_that_is_served_twice_is_kept_until_the_last(
     folder: Path, vllm: FakeVllm, tmp_path: Path
 ) -> None:
-    engine = VllmEngine(chosen(folder, vllm, tmp_path, "one", timeout_s=0.2))
+    engine = VllmEngine(chosen(folder, vllm, tmp_path, "one", timeout_s=1.0))
     [handle] = (await engine.load()).adapters
     again = await engine.load_adapter(folder / "one", "again")
     await engine.forget(again)
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1.5)
     assert len(vllm.loras) == 4
     vllm.loras.clear()  # whoever asks next would notice
     assert len((await engine.run([await job(engine, handle, "why")]))[0].probs) == 4

@@ -43,7 +43,7 @@ async def vllm(folder: Path) -> AsyncIterator[FakeVllm]:
 
 def chosen(folder: Path, fake: FakeVllm, tmp_path: Path, *adapters: str) -> Settings:
     there: dict[str, Any] = {"engine": "vllm", "engine_url": fake.url, "engine_folder": tmp_path / "draws"}
-    return settings(folder, *adapters, **there, timeout_s=0.2)
+    return settings(folder, *adapters, **there)
 
 
 @pytest.fixture
