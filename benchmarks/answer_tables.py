@@ -45,8 +45,9 @@ def decisions(name: str) -> str:
 
 
 def questions(name: str) -> str:
-    """Return the metrics of each question on the test tickets of `moods/`, and the share that is answered."""
+    """Return the metrics of each question on two files of `moods/`, and the share that is answered."""
     columns: Columns = {
+        "tickets": "{file}",
         "question": "{question}",
         "accuracy": "{accuracy:.3f}",
         "NLL": "{nll:.3f}",
@@ -57,7 +58,12 @@ def questions(name: str) -> str:
         "answered": lambda row: f"{row['answered'] / row['n']:.0%}",
         "of these wrong": lambda row: f"{1 - row['right'] / row['answered']:.1%}",
     }
-    return record_table([row | {"question": question} for question, row in _result()["questions"].items()], columns)
+    rows = [
+        row | {"file": file, "question": question}
+        for file, found in _result()["questions"].items()
+        for question, row in found.items()
+    ]
+    return record_table(rows, columns)
 
 
 def withheld(name: str) -> str:

@@ -82,9 +82,9 @@ def decide(url: str, texts: Sequence[str]) -> list[dict[str, Any]]:
     return [response.raise_for_status().json() for response in found]
 
 
-def judged(url: str) -> dict[str, dict[str, float | int]]:
-    """Return the metrics of each question on the test tickets of `moods/`, and how many of them are answered."""
-    rows = read_rows("test")
+def judged(url: str, file: str) -> dict[str, dict[str, float | int]]:
+    """Return the metrics of each question on the tickets of a file in `moods/`, and how many of them are answered."""
+    rows = read_rows(file)
     responses = decide(url, [row.prompt for row in rows])
     found: dict[str, dict[str, float | int]] = {}
     for place, name in enumerate(QUESTIONS):
@@ -117,7 +117,7 @@ def main() -> None:
         answers = {name: {"prompt": prompt, "answer": ask(server.url, prompt)} for name, prompt in TICKETS.items()}
         counts = withheld(server.url)
         [asked] = decide(server.url, [ASKED])
-        questions = judged(server.url)
+        questions = {file: judged(server.url, file) for file in ("test", "harder")}
     found = {"answers": answers, "withheld": counts, "decisions": asked, "questions": questions}
     write(RESULT, found | about("python -m benchmarks.answers"))
 

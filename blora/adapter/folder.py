@@ -189,12 +189,13 @@ def _keep_edited_card(folder: Path) -> None:
     if not (card.is_file() and (folder / CONFIG_FILE).is_file()):  # without a config, an interrupted save has done it
         return
     try:
-        edited = is_edited(card.read_text(encoding="utf-8"), read_config(folder))
-    except (BloraError, UnicodeDecodeError):  # nobody knows which card was made
-        edited = True
-    if edited:
-        card.replace(kept)
-        logger.warning("the card in %s was edited: it is now %s, beside a new one", folder, KEPT_CARD_FILE)
+        if not is_edited(card.read_text(encoding="utf-8"), read_config(folder)):
+            return
+        why = "was edited"
+    except (BloraError, UnicodeDecodeError):
+        why = "may have been edited"
+    card.replace(kept)
+    logger.warning("the card in %s %s: it is now %s, beside a new one", folder, why, KEPT_CARD_FILE)
 
 
 def load_adapter(
@@ -286,9 +287,9 @@ def read_config(folder: Path) -> AdapterConfig:
     raw = read_json(file, advice=ADVICE)
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
-        raise AdapterError(
-            f"got format_version {version!r} in {file}, expected {FORMAT_VERSION}; upgrade blora or retrain"
-        )
+        earlier = isinstance(version, int) and version < FORMAT_VERSION
+        advice = "train the adapter again with this version of blora" if earlier else "upgrade blora or retrain"
+        raise AdapterError(f"got format_version {version!r} in {file}, expected {FORMAT_VERSION}; {advice}")
     try:
         text = json.dumps(raw, allow_nan=False)
     except ValueError as exc:

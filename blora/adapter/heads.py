@@ -33,9 +33,9 @@ def read_head(path: Path, config: AdapterConfig, base: BaseModel) -> DecisionHea
         _check_companion(head.companion, base.companion)
     stored = _stored(path, head_shapes(head, config.prompt))
     tensors = {name: tensor.float() for name, tensor in stored.items() if name != "grams"}
-    _check_positive("head", tensors, ("scale", "prompt_scale"))
+    _check_positive("head", tensors, ("scale", "prompt_scale", "count_scale"))
     if "grams" in stored:
-        tensors["grams"] = _rising(stored["grams"].int())
+        tensors["grams"] = _rising(stored["grams"])
     return DecisionHead(head, **tensors)
 
 

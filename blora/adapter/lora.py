@@ -209,8 +209,9 @@ def read_tensors(file: TensorsFile, expected: Mapping[str, Tensor]) -> dict[str,
     check_tensors(file, ((name, tuple(tensor.shape)) for name, tensor in expected.items()))
     tensors = file.read()
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() != expected[name].is_floating_point():
-            raise AdapterError(f"got {name} of {tensor.dtype} in {file.file.name}, expected {expected[name].dtype}")
+        wanted = expected[name].dtype
+        if not (tensor.is_floating_point() if wanted.is_floating_point else tensor.dtype == wanted):
+            raise AdapterError(f"got {name} of {tensor.dtype} in {file.file.name}, expected {wanted}")
         if not bool(tensor.float().isfinite().all()):
             raise AdapterError(f"got {name} in {file.file.name} with values that are not finite; train again")
     return tensors

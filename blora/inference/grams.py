@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["grams_of"]
+__all__ = ["MOST_PER_TOKEN", "grams_of"]
 
 ORDERS = (2, 3, 4, 5)
 # Longest part of a text between two spaces that is counted, in characters.
 MOST_CHARACTERS = 100
+# Characters of a text that are counted, for each token of its prompt. An encoder's tokenizer leaves out control and
+# combining characters, and a pass is bounded in tokens: without this limit it could hold megabytes of them.
+MOST_PER_TOKEN = 64
 _WORD = re.compile(r"\w\w+")
 
 

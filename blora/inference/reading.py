@@ -21,7 +21,7 @@ from blora.errors import BaseModelError
 from blora.inference.checkpoints import between
 from blora.inference.companion import MOST_TOKENS, companion_of, companion_rows
 from blora.inference.fork import first_layer, logits_at, states_at
-from blora.inference.grams import grams_of
+from blora.inference.grams import MOST_PER_TOKEN, grams_of
 from blora.inference.packing import PackedBatch, PackedRow, States, by_length, collate
 from blora.inference.prefix import HeadPrefix, RecordingCache
 from blora.inference.scoring import inputs_of, log_normalizers
@@ -119,14 +119,20 @@ def _features(
         states, none = prompt, prompt.new_zeros(len(prompt), 0)
         if config.companion is not None and rows[0].readout == "linear":
             states = torch.cat([prompt, _of_companion(model, texts, config.companion)], -1)
-        grams = tuple(map(grams_of, texts)) if config.n_grams else ()
-        return Features(states, none, prompt, grams=grams)
+        return Features(states, none, prompt, grams=_grams_of(rows) if config.n_grams else ())
     totals = _choice_log_probs(model, batch, found, inputs)
     sums = _sums(batch, found, config.depths, torch.arange(1, batch.is_choice.shape[1] + 1))
     lengths = batch.length.to(sums.device).clamp_min(1)  # the last token of a choice, which ends it, is not read
     counts = torch.stack([totals, totals / lengths, lengths.log()], -1)
     sizes = torch.tensor([row.n_choices for row in rows], device=sums.device)
     return Features(sums / (lengths - 1).clamp_min(1)[..., None], counts, prompt, sizes=sizes)
+
+
+def _grams_of(rows: Sequence[PackedRow]) -> tuple[Tensor, ...]:
+    """Return the n-grams of each row's text: see `grams_of`. An interruption may come between two texts."""
+    texts = [row.text[: MOST_PER_TOKEN * row.prompt_tokens] for row in rows]
+    found = {text: grams_of(text) for text in between([*dict.fromkeys(texts)])}
+    return tuple(found[text] for text in texts)
 
 
 @torch.no_grad()

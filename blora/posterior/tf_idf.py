@@ -51,4 +51,5 @@ def tf_idf(texts: Sequence[Tensor], known: Tensor, idf: Tensor) -> SparseRows:
     block = 2 * owner + known[columns] % 2  # words or characters of one text
     squares = values.new_zeros(2 * len(texts)).index_add(0, block, values.square())
     begins = torch.cat([owner.new_zeros(1), owner.bincount(minlength=len(texts)).cumsum(0)])
-    return SparseRows(columns, values / squares.sqrt()[block], begins)
+    lengths = squares.sqrt().clamp_min(torch.finfo(squares.dtype).tiny)  # squares of tiny frequencies may be zero
+    return SparseRows(columns, values / lengths[block], begins)

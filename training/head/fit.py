@@ -7,7 +7,8 @@ convex; the bias has no penalty. The precisions of the weights of states, counts
 recalibrated NLL on validation rows, from grids that continue where an end is best unless these rows are few; a pointer
 head has products only if these lower that NLL clearly. The posterior's covariance is the Kronecker-factored Laplace
 approximation (Ritter et al., 2018) at that minimum. Its inputs' factor is diagonal, a_i = sum over rows of z_i^2,
-because the directions are principal ones; its outputs' factor is the mean Fisher information of the logits. A pointer
+because the directions are principal ones (those of a companion are so among themselves, and what they have in common
+with the base model's is left out); its outputs' factor is the mean Fisher information of the logits. A pointer
 head, which has one output, uses the Fisher information's exact diagonal.
 """
 
@@ -44,7 +45,7 @@ N_PRODUCTS = (128, 64)
 # Factor between the precisions that continue a grid whose end is best, and the most of them: labels that hardly depend
 # on the text want far higher precisions than those of most tasks.
 BEYOND, MOST_BEYOND = 3.0, 4
-# Spread of a state among prompts, relative to its mean, below which the prompts differ by rounding alone.
+# Spread of a state, relative to the usual size of states, below which texts differ in it by rounding alone.
 LEAST_SPREAD = 1e-4
 # Fall of the validation NLL for which products are taken: with them a head has several times as many weights.
 LEAST_GAIN_NATS = 0.01
@@ -194,8 +195,7 @@ class Regression:
             n_outputs = 1 + max(max(row.row.outputs) for row in rows)
             labels = torch.tensor([row.row.outputs[row.label] for row in rows])
             states, owner = features.states, None
-            grams, n_texts = known_grams(features.grams, config.n_grams)
-            count_scale = ((1 + len(rows)) / (1 + n_texts)).log() + 1  # inverse document frequency
+            grams, count_scale = known_grams(features.grams, config.n_grams)
             center = states.mean(0)
         else:
             n_outputs = 1
@@ -206,8 +206,8 @@ class Regression:
             count_scale = 1 / features.counts.std(0).clamp_min(1e-6)
             center = torch.zeros(states.shape[-1])
             labels = labels + sizes.cumsum(0) - sizes
-        scale = (states - center).square().mean(0).sqrt().clamp_min(1e-6)
-        directions = _directions((states - center) / scale, config.n_directions)
+        scale, varies = _spread(states - center, features.states)
+        directions = _directions((states - center) / scale * varies, config.n_directions)
         n_directions, n_counts = len(directions), len(count_scale)
         prompts = features.prompt if owner is not None else None
         of_prompt = _of_prompt(prompts) if prompts is not None else {}
@@ -241,6 +241,11 @@ class Regression:
             owner.numpy() if owner is not None else None,
             blank.project_prompt(prompts).numpy() if prompts is not None and of_prompt else np.zeros((0, 0), "f"),
         )
+
+    def check_told_apart(self) -> None:
+        """Raise a DataError if the states of all rows are the same."""
+        if not self.blank.directions.any():
+            raise DataError("got training rows that the model cannot tell apart, expected at least two different texts")
 
     def precision_of(self, state_precision: float) -> float:
         """Return the prior precision of the projected states' weights, of a precision per standardised state."""
@@ -338,22 +343,28 @@ def _sparse(head: DecisionHead, features: Features) -> csr_matrix:
 
 def _of_prompt(states: Tensor) -> dict[str, Tensor]:
     """Return the standardisation and projection of prompts' states (N, F) for products; nothing for equal prompts."""
-    center, scale = states.mean(0), states.std(0, correction=0)
-    varies = scale > LEAST_SPREAD * center.abs()
+    center = states.mean(0)
+    scale, varies = _spread(states - center, states)
     if not varies.any():
         return {}
-    scale = torch.where(varies, scale, 1.0)
     directions = _directions((states - center) / scale * varies, N_PRODUCTS[0])
     return {"prompt_center": center, "prompt_scale": scale, "prompt_directions": directions}
+
+
+def _spread(centred: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the standard deviation (F,) of centred states, 1 where rows differ by rounding alone, and where not."""
+    spread = centred.square().mean(0).sqrt()
+    varies = spread > LEAST_SPREAD * states.square().mean(0).sqrt().median()
+    return torch.where(varies, spread, 1.0), varies
 
 
 def _directions(states: Tensor, n_directions: int) -> Tensor:
     """Return the leading principal directions of standardised states (N, F) as (K, F), rounded to float16.
 
     Projected states have a standard deviation of 1 over all directions together. K is smaller than asked for if the
-    rows span fewer directions.
+    rows span fewer directions; the single direction of states that do not vary is zero.
     """
+    if not states.any():
+        return torch.zeros(1, states.shape[1])
     directions, variances = principal_directions(states, n_directions, MOST_GRAM)
-    if variances[0] <= 0:
-        raise DataError("got training rows that the model cannot tell apart, expected at least two different texts")
     return (directions / variances.mean().sqrt()).half().float().contiguous()

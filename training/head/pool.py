@@ -3,8 +3,8 @@
 A fit to all inputs together explains with the strongest what the weaker ones know too, and learns less of them. In a
 product of fits, a logarithmic opinion pool, each part keeps what it knows, and the fit to all of them knows what they
 mean together. The logits of a product are the weighted sum of those of its factors, so that it is a linear head like
-any other. The powers have the lowest NLL on the validation rows, a convex problem, and are not negative. Where these
-rows are few, training rows out of fold help them.
+any other. The powers, which are not negative, have the lowest NLL on the validation rows beside a prior that weighs as
+much as one of them: a convex problem. Where these rows are few, training rows out of fold help them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -131,6 +131,7 @@ class _Parts:
             settings[COMPANION] = own
         found = {name: Regression.of(own, _part(features, config, name), rows) for name, own in settings.items()}
         first, blanks = found[STATES], [regression.blank for regression in found.values()]
+        first.check_told_apart()
         n_directions = sum(len(blank.directions) for blank in blanks)
         blank = replace(
             first.blank,

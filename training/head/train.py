@@ -291,6 +291,7 @@ def _fit_pointer(
 ) -> tuple[dict[str, FittedHead], Refit]:
     """Return the same of a pointer head."""
     regression = Regression.of(config, features, train)
+    regression.check_told_apart()
     parts = PARTS if alone else PARTS[-1:]
     fitted = {part: fit_head(regression, validation_features, validation, lora, part) for part in parts}
     return fitted, partial(_again, config, fitted["both"].precisions)

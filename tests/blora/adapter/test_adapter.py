@@ -1,4 +1,5 @@
 import copy
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -253,6 +254,17 @@ def test_what_else_is_in_the_folder_survives_and_a_stale_calibration_does_not(
     removed, kept = [record.getMessage() for record in caplog.records]
     assert removed.startswith(f"removed {folder / 'calibration.json'} of the earlier adapter")
     assert kept == f"the card in {folder} was edited: it is now README.md.before, beside a new one"
+
+
+def test_of_a_card_that_an_earlier_version_made_nobody_knows_whether_it_was_edited(
+    folder: Path, llama: BaseModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, card = folder / "bayesian_config.json", (folder / "README.md").read_text()
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"format_version": 1}))
+    saved(folder, llama, method="lora")
+    assert (folder / "README.md.before").read_text() == card
+    [kept] = [record.getMessage() for record in caplog.records]
+    assert kept == f"the card in {folder} may have been edited: it is now README.md.before, beside a new one"
 
 
 def test_a_link_to_an_adapter_stays_a_link(tmp_path: Path, folder: Path, llama: BaseModel) -> None:

@@ -104,7 +104,7 @@ BAD_ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "an earlier format": (
         config_with(lambda c: c.update(format_version=1)),
-        "got format_version 1 in .*, expected 3; .* retrain",
+        "got format_version 1 in .*, expected 3; train the adapter again",
     ),
     "no format": (config_with(lambda c: c.pop("format_version")), "got format_version None in .*, expected 3"),
     "config not JSON": (
@@ -247,6 +247,12 @@ def test_an_adapter_without_most_of_its_files_is_told_all_of_them(complete: Path
     ("readout", "change", "message"),
     [
         ("linear", lambda t: t["scale"][:1].zero_(), "got a head whose scale is not positive"),
+        ("linear", lambda t: t["count_scale"][:1].zero_(), "got a head whose count_scale is not positive"),
+        (
+            "linear",
+            lambda t: t.update(grams=t["grams"].long() + 2**32),
+            "got grams of torch.int64 in head.safetensors, expected torch.int32",
+        ),
         (
             "linear",
             lambda t: t.update(grams=t["grams"].flip(0)),

@@ -11,8 +11,9 @@ from torch import Tensor
 from blora.base_model import BaseModel
 from blora.config import HeadConfig, PromptConfig
 from blora.inference.branches import Branches, score_all
+from blora.inference.checkpoints import checkpoints
 from blora.inference.fork import first_layer
-from blora.inference.grams import grams_of
+from blora.inference.grams import MOST_PER_TOKEN, grams_of
 from blora.inference.packing import PackedRow, States, pack
 from blora.inference.prefix import MIN_PREFIX, HeadPrefix, Prefix
 from blora.inference.reading import head_log_probs, read_prefix, read_rows, trunk_of
@@ -73,6 +74,20 @@ def test_a_linear_head_reads_the_mean_over_the_prompts_tokens(architecture: str)
     assert found.counts.shape == (len(TEXTS), 0)
     for grams, text in zip(found.grams, TEXTS, strict=True):
         assert torch.equal(grams, grams_of(text))
+
+
+def test_characters_that_are_no_tokens_cost_next_to_nothing_and_each_text_can_be_interrupted() -> None:
+    base = tiny_base("llama")
+    row = packed(base, TEXTS[0], "linear")
+    rows = [replace(row, text=f"{k} \a" * 100_000) for k in (0, 1, 0)]
+    called: list[None] = []
+    with checkpoints(lambda: called.append(None)):
+        found = read_rows(base.model, rows, config_of(base, "linear"), NO_LORA)
+        n_called = len(called)
+        read_rows(base.model, rows[:1], config_of(base, "linear"), NO_LORA)
+    assert n_called - 1 == len(called) - n_called  # two different texts, then one
+    for one, grams in zip(rows, found.grams, strict=True):
+        assert torch.equal(grams, grams_of(one.text[: MOST_PER_TOKEN * one.prompt_tokens]))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "gemma2"])

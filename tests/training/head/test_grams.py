@@ -29,8 +29,7 @@ def dense(rows: SparseRows, n_columns: int) -> np.ndarray:
 
 def weights(texts: tuple[str, ...]) -> np.ndarray:
     """(B, M) weights of texts among the n-grams that several of `TEXTS` share, words last."""
-    grams, n_texts = known_grams([grams_of(text) for text in TEXTS], 10_000)
-    idf = ((1 + len(TEXTS)) / (1 + n_texts)).log() + 1
+    grams, idf = known_grams([grams_of(text) for text in TEXTS], 10_000)
     found = dense(tf_idf([grams_of(text) for text in texts], grams, idf), len(grams))
     return found[:, np.argsort(grams.numpy() % 2, kind="stable")]
 
@@ -53,14 +52,19 @@ def test_weights_are_those_of_scikit_learn(texts: tuple[str, ...]) -> None:
 
 def test_the_most_frequent_of_the_shared_n_grams_are_known() -> None:
     read = [grams_of(text) for text in TEXTS]
-    every, n_texts = known_grams(read, 10_000)
+    every, idf = known_grams(read, 10_000)
     some, of_some = known_grams(read, 5)
     assert bool((every[1:] > every[:-1]).all())
     assert bool((some[1:] > some[:-1]).all())
-    assert n_texts.min() == 2
-    assert sorted(of_some.tolist()) == sorted(n_texts.tolist())[-5:]
+    assert sorted(of_some.tolist()) == sorted(idf.tolist())[:5]
     assert set(some.tolist()) < set(every.tolist())
     assert known_grams([], 5)[0].tolist() == known_grams(read[3:5], 5)[0].tolist() == []
+
+
+def test_a_text_counts_once_however_many_rows_have_it() -> None:
+    alone, twice = (known_grams([grams_of(text) for text in (*TEXTS, *more)], 10_000) for more in ((), TEXTS[:3]))
+    assert torch.equal(alone[0], twice[0])
+    assert torch.equal(alone[1], twice[1])
 
 
 def test_a_text_has_each_n_gram_once_with_its_count_and_long_words_are_cut() -> None:
@@ -74,8 +78,8 @@ def test_a_text_has_each_n_gram_once_with_its_count_and_long_words_are_cut() -> 
 
 
 def test_the_product_with_a_matrix_is_that_of_the_dense_weights() -> None:
-    grams, n_texts = known_grams([grams_of(text) for text in TEXTS], 10_000)
-    rows = tf_idf([grams_of(text) for text in OTHER], grams, 1 / n_texts)
+    grams, idf = known_grams([grams_of(text) for text in TEXTS], 10_000)
+    rows = tf_idf([grams_of(text) for text in OTHER], grams, idf)
     matrix = torch.randn(len(grams), 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(rows.times(matrix), torch.from_numpy(dense(rows, len(grams))) @ matrix)
     assert rows.times(matrix)[1:].abs().max() == 0

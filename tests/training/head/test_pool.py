@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from blora.config import BaseModelRef, CompanionConfig, HeadConfig, PosteriorConfig, SamplingConfig
+from blora.errors import DataError
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.draws import NO_LORA
@@ -170,6 +171,26 @@ def test_fitted_again_to_the_same_rows_it_is_the_same() -> None:
     half = range(0, len(train[1]), 2)
     fewer = found.again(BOTH, train[0].at(half), [train[1][i] for i in half])
     assert (fewer.weight - again.weight).norm() > 0.05 * again.weight.norm()
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-8], ids=["all the same", "the same up to rounding"])
+def test_a_companion_that_cannot_tell_the_texts_apart_is_not_asked(noise: float) -> None:
+    """It reads the beginning of a text, which may be the same in all of them."""
+    train, validation = told_by(0, 1), told_by(0, 1, seed=1)
+    for features, _ in (train, validation):
+        features.states[:, N_BASE:] = 0.05 + noise * features.states[:, N_BASE:]
+    head = pooled(BOTH, train, validation).whole.head
+    elsewhere = replace(validation[0], states=validation[0].states.clone())
+    elsewhere.states[:, N_BASE:] = -0.05
+    assert torch.equal(log_probs(head, (elsewhere, validation[1])), log_probs(head, validation))
+    assert head.deviation.isfinite().all()
+
+
+def test_a_base_model_that_cannot_tell_the_texts_apart_is_told() -> None:
+    features, rows = told_by(0, 1)
+    features.states[:, :N_BASE] = 0.05
+    with pytest.raises(DataError, match="cannot tell apart, expected at least two different texts"):
+        pooled(BOTH, (features, rows), told_by(0, 1, seed=1))
 
 
 def test_training_shows_each_part_and_draws_from_the_product() -> None:
