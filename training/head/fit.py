@@ -352,7 +352,7 @@ def _of_prompt(states: Tensor) -> dict[str, Tensor]:
 
 
 def _spread(centred: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the standard deviation (F,) of centred states, 1 where rows differ by rounding alone, and where not."""
+    """Return the standard deviation (F,) of centred states, 1 where it is rounding alone, and where it is more."""
     spread = centred.square().mean(0).sqrt()
     varies = spread > LEAST_SPREAD * states.square().mean(0).sqrt().median()
     return torch.where(varies, spread, 1.0), varies
