@@ -206,8 +206,8 @@ class Regression:
             count_scale = 1 / features.counts.std(0).clamp_min(1e-6)
             center = torch.zeros(states.shape[-1])
             labels = labels + sizes.cumsum(0) - sizes
-        scale, varies = _spread(states - center, features.states)
-        directions = _directions((states - center) / scale * varies, config.n_directions)
+        scale, standardised = _standardised(states - center, features.states)
+        directions = _directions(standardised, config.n_directions)
         n_directions, n_counts = len(directions), len(count_scale)
         prompts = features.prompt if owner is not None else None
         of_prompt = _of_prompt(prompts) if prompts is not None else {}
@@ -344,18 +344,22 @@ def _sparse(head: DecisionHead, features: Features) -> csr_matrix:
 def _of_prompt(states: Tensor) -> dict[str, Tensor]:
     """Return the standardisation and projection of prompts' states (N, F) for products; nothing for equal prompts."""
     center = states.mean(0)
-    scale, varies = _spread(states - center, states)
-    if not varies.any():
+    scale, standardised = _standardised(states - center, states)
+    if not standardised.any():
         return {}
-    directions = _directions((states - center) / scale * varies, N_PRODUCTS[0])
+    directions = _directions(standardised, N_PRODUCTS[0])
     return {"prompt_center": center, "prompt_scale": scale, "prompt_directions": directions}
 
 
-def _spread(centred: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the standard deviation (F,) of centred states, 1 where it is rounding alone, and where it is more."""
+def _standardised(centred: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the standard deviation (F,) of centred states, and these (N, F) over it.
+
+    Where rows differ by rounding alone the standard deviation is given as 1, and the standardised states are zero.
+    """
     spread = centred.square().mean(0).sqrt()
     varies = spread > LEAST_SPREAD * states.square().mean(0).sqrt().median()
-    return torch.where(varies, spread, 1.0), varies
+    scale = torch.where(varies, spread, 1.0)
+    return scale, centred / scale * varies
 
 
 def _directions(states: Tensor, n_directions: int) -> Tensor:

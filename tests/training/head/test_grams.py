@@ -1,5 +1,7 @@
 """N-grams of texts and their weights, against scikit-learn's."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,7 @@ def test_the_most_frequent_of_the_shared_n_grams_are_known() -> None:
     some, of_some = known_grams(read, 5)
     assert bool((every[1:] > every[:-1]).all())
     assert bool((some[1:] > some[:-1]).all())
+    assert idf.max().item() == pytest.approx(math.log((1 + len(TEXTS)) / (1 + 2)) + 1)  # in two texts at least
     assert sorted(of_some.tolist()) == sorted(idf.tolist())[:5]
     assert set(some.tolist()) < set(every.tolist())
     assert known_grams([], 5)[0].tolist() == known_grams(read[3:5], 5)[0].tolist() == []
