@@ -1,5 +1,6 @@
 """The embedded base model and a tiny one, made once a run, reproducible property tests, and a log that no test leaves changed."""
 
+import gc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +9,18 @@ import pytest
 from hypothesis import settings
 
 from blora.base_model import BaseModel, load_base_model
+from blora.cli import GC_THRESHOLD
 from tests.scenarios import tiny_model, tiny_tokenizer
 
 settings.register_profile("reproducible", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("reproducible")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from searching what lasts as long as the run: modules and ten thousand collected tests."""
+    gc.set_threshold(GC_THRESHOLD)
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -50,9 +50,9 @@ def main() -> None:
 
 
 def _ask(variant: Variant, dtype: str, step: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.processors.answers", dtype, str(step)]
+    command = [sys.executable, "-m", "benchmarks.processors.answers", str(step), dtype]
     done = subprocess.run(command, env=variant.variables(), cwd=ROOT, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)[dtype]
     return found
 
 

@@ -1,6 +1,7 @@
-"""The demo's answers on this processor: `python -m benchmarks.processors.answers DTYPE STEP` writes them as JSON.
+"""The demo's answers on this processor: `python -m benchmarks.processors.answers STEP DTYPE ...` writes them as JSON.
 
-Every STEP-th of the demo's tickets, a third of its test file, is asked alone, and in one large batch with the others.
+They are by dtype. Every STEP-th of the demo's tickets, a third of its test file, is asked alone, and in one large batch
+with the others.
 """
 
 import json
@@ -108,4 +109,4 @@ def _rounded(probs: Tensor) -> list[list[float]]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_answers(sys.argv[1], int(sys.argv[2]))))
+    sys.stdout.write(json.dumps({dtype: _answers(dtype, int(sys.argv[1])) for dtype in sys.argv[2:]}))

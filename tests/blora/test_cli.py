@@ -169,6 +169,15 @@ def test_help_imports_no_model_library(argv: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_start_is_not_spent_on_looking_for_garbage() -> None:
+    code = (
+        "import gc\nfrom blora.cli import main\n"
+        "main(['evaluate', '/no/where', '--data', 'rows.jsonl'])\n"
+        "print('torch' in sys.modules, sum(generation['collections'] for generation in gc.get_stats()) < 200)"
+    )
+    assert python(code).stdout == "True True\n"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_imports_no_torch(name: str) -> None:
     code = (

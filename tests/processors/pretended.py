@@ -10,18 +10,28 @@ __all__ = ["NOISY", "PRETENDED", "WHOLE", "each"]
 
 PRETENDED = [v for v in VARIANTS if v.seed is None and v.name != AS_IT_IS]
 NOISY = [v for v in VARIANTS if v.seed is not None]
-# ATen's and oneDNN's names of the instruction sets that both know.
-BOTH_KNOW = {"ATen avx2": "oneDNN up to AVX2", "ATen avx512": "oneDNN up to AVX512_CORE"}
+# What one process can pretend at once, because each is a matter of another library or of its threads.
+AT_ONCE = (
+    ("ATen avx2", "oneDNN up to AVX2", "one thread"),
+    ("ATen avx512", "oneDNN up to AVX512_CORE", "two threads"),
+    ("ATen default", "oneDNN up to AVX512_CORE_BF16"),
+    ("oneDNN up to AVX512_CORE_AMX",),
+)
 
 
 def _whole() -> list[Variant]:
-    """Return the processors, with one in place of two for each instruction set that both libraries can be held to."""
+    """Return the processors in groups, each of those of `AT_ONCE` that tell something new on this machine."""
     named = {v.name: v for v in PRETENDED}
-    for aten, onednn in BOTH_KNOW.items():
-        first, second = named.pop(aten), named.pop(onednn)
-        environment = first.environment | second.environment
-        named[onednn] = replace(second, name=f"{first.name}, {second.name}", environment=environment)
-    return list(named.values())
+    assert sorted(named) == sorted(name for names in AT_ONCE for name in names)
+    found = []
+    for names in AT_ONCE:
+        group = [named[name] for name in names]
+        live = [v for v in group if v.idle is None] or group
+        environment = {name: value for v in live for name, value in v.environment.items()}
+        threads = next((v.threads for v in live if v.threads is not None), None)
+        name = ", ".join(v.name for v in live)
+        found.append(replace(live[0], name=name, environment=environment, threads=threads))
+    return found
 
 
 WHOLE = _whole()

@@ -17,13 +17,13 @@ pytestmark = [pytest.mark.model, needs_sentences]
 
 BOTH = f"embedded+{SENTENCES}"
 CPU = {"base_model": BOTH, "device": "cpu", "dtype": "float32"}
-N_ASKED = 40
+N_TRAIN, N_ASKED = 300, 40
 
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = ("--base-model", BOTH, "--device", "cpu", "--dtype", "float32")
-    return trained(tmp_path_factory.mktemp("queues"), *where)
+    return trained(tmp_path_factory.mktemp("queues"), *where, n_train=N_TRAIN)
 
 
 @pytest.fixture(scope="module")

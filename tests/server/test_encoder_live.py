@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.model, needs_sentences]
 
 # Of the weights as their authors published them.
 DIGEST = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-N_TRAIN, N_VALIDATION, N_TEST = 600, 200, 100
+N_TRAIN, N_TEST = 600, 100
 CPU = ("--base-model", str(SENTENCES), "--device", "cpu", "--dtype", "float32")
 
 
@@ -28,9 +28,9 @@ def tickets(name: str, n: int) -> list[dict[str, Any]]:
     return rows[:: max(1, len(rows) // n)][:n]
 
 
-def trained(folder: Path, *more: str) -> Path:
+def trained(folder: Path, *more: str, n_train: int = N_TRAIN) -> Path:
     """An adapter of some of the demo's tickets, made by the command."""
-    for name, n in (("train", N_TRAIN), ("validation", N_VALIDATION)):
+    for name, n in (("train", n_train), ("validation", n_train // 3)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tickets(name, n)))
     data = ("--data", str(folder / "train.jsonl"), "--validation", str(folder / "validation.jsonl"))
     assert main(["train", *data, *more, "--output", str(folder / "queues")]) == 0
