@@ -84,15 +84,16 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     Raises:
         BaseModelError: if no list of layers has a known name.
     """
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and layer_index(f"{name}.0") == 0
-    ]
-    if not lists:
+    first: tuple[str, nn.ModuleList] | None = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and layer_index(f"{name}.0") == 0:
+            # Every pass asks for the layers, so that the search ends where they begin.
+            if any(own is module for own in model.get_decoder().modules()):
+                return name, module
+            first = first or (name, module)  # a multimodal model has lists of other layers too
+    if first is None:
         raise BaseModelError(f"got {type(model).__name__}, whose layers have an unknown name; use another model")
-    decoder = set(model.get_decoder().modules())
-    return max(lists, key=lambda item: item[1] in decoder)  # a multimodal model has lists of other layers too
+    return first
 
 
 def n_layers_of(model: PreTrainedModel) -> int:
