@@ -14,6 +14,7 @@ A model whose layers share more than hidden states, or whose attention keeps no 
 
 import copy
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, NoReturn
 
 import torch
@@ -194,7 +195,7 @@ def _before_head(
 def _head_path(model: PreTrainedModel) -> str:
     """Return the name of the module that is the model's output head."""
     head = model.get_output_embeddings()
-    for name, module in model.named_modules():
+    for name, module in chain(model.named_children(), model.named_modules()):  # most heads are at the top
         if module is head:
             return str(name)
     raise BaseModelError(f"got {type(model).__name__}, which has no output embeddings; use another model")
