@@ -16,9 +16,14 @@ def escape(text: str) -> str:
     return re.sub(r"[\\`*|\[\]<>]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
-def on_machine(machine: Mapping[str, Any]) -> str:
-    """Return the cores and the processor of a machine, as `blora.training.provenance.machine` has them."""
-    return f"{machine['cores']} cores of {machine['processor']}"
+def on_machine(*machines: Mapping[str, Any]) -> str:
+    """Return the cores and the processor of each different machine, as `blora.training.provenance.machine` has them.
+
+    >>> on_machine({"cores": 2, "processor": "A"}, {"cores": 4, "processor": "B"}, {"cores": 2, "processor": "A"})
+    '2 cores of A and 4 cores of B'
+    """
+    named = dict.fromkeys(f"{machine['cores']} cores of {machine['processor']}" for machine in machines)
+    return " and ".join(named)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, n_words: int = 1) -> str:

@@ -96,7 +96,8 @@ def _modest(figures: dict[str, float]) -> str:
 def _provenance(results: Sequence[Result]) -> str:
     first = results[0]
     revisions = ", ".join(dict.fromkeys(result["revision"] for result in results))
+    machines = on_machine(*(result["machine"] for result in results))
     return (
-        f"{first['base_model']}, {first['dtype']}, {first['n_draws']} draws; {on_machine(first['machine'])}, "
+        f"{first['base_model']}, {first['dtype']}, {first['n_draws']} draws; {machines}, "
         f"revision {revisions}; `python -m benchmarks.elsewhere`."
     )

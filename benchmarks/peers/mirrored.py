@@ -71,10 +71,11 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         for n_draws, pair in groupby(result["rows"], lambda row: row["n_draws"])
     ]
     first, revisions = results[0], ", ".join(sorted({result["revision"] for result in results}))
+    machines = on_machine(*(result["machine"] for result in results))
     return (
         f"{record_table(rows, columns)}\n\n"
         f"± is the standard deviation over {first['n_seeds']} seeds of the draws. "
-        f"{first['base_model']}, {first['dtype']}; {on_machine(first['machine'])}, revision {revisions}; "
+        f"{first['base_model']}, {first['dtype']}; {machines}, revision {revisions}; "
         "`python -m benchmarks.peers.mirrored`."
     )
 
