@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Columns", "escape", "markdown_table", "on_machine", "record_table"]
+__all__ = ["Columns", "escape", "markdown_table", "on_machine", "on_machines", "record_table"]
 
 
 # By heading, a format string that the record of a row fills in, or a function of the record.
@@ -16,14 +16,19 @@ def escape(text: str) -> str:
     return re.sub(r"[\\`*|\[\]<>]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
-def on_machine(*machines: Mapping[str, Any]) -> str:
-    """Return the cores and the processor of each different machine, as `blora.training.provenance.machine` has them.
+def on_machine(machine: Mapping[str, Any]) -> str:
+    """Return the cores and the processor of a machine, as `blora.training.provenance.machine` has them."""
+    return f"{machine['cores']} cores of {machine['processor']}"
 
-    >>> on_machine({"cores": 2, "processor": "A"}, {"cores": 4, "processor": "B"}, {"cores": 2, "processor": "A"})
+
+def on_machines(results: Iterable[Mapping[str, Any]]) -> str:
+    """Return the same of the machines of results, each once.
+
+    >>> a, b = {"cores": 2, "processor": "A"}, {"cores": 4, "processor": "B"}
+    >>> on_machines([{"machine": a}, {"machine": b}, {"machine": a}])
     '2 cores of A and 4 cores of B'
     """
-    named = dict.fromkeys(f"{machine['cores']} cores of {machine['processor']}" for machine in machines)
-    return " and ".join(named)
+    return " and ".join(dict.fromkeys(on_machine(result["machine"]) for result in results))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, n_words: int = 1) -> str:

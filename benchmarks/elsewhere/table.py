@@ -7,7 +7,7 @@ from benchmarks.calibration.report.records import TEMPERATURE
 from benchmarks.calibration.report.study import Study, spread
 from benchmarks.elsewhere.modesty import SERVED, WAYS
 from benchmarks.elsewhere.sets import SETS
-from benchmarks.markdown import markdown_table, on_machine
+from benchmarks.markdown import markdown_table, on_machines
 
 __all__ = ["foreign_beside_lora", "foreign_probabilities", "foreign_signals"]
 
@@ -96,8 +96,7 @@ def _modest(figures: dict[str, float]) -> str:
 def _provenance(results: Sequence[Result]) -> str:
     first = results[0]
     revisions = ", ".join(dict.fromkeys(result["revision"] for result in results))
-    machines = on_machine(*(result["machine"] for result in results))
     return (
-        f"{first['base_model']}, {first['dtype']}, {first['n_draws']} draws; {machines}, "
+        f"{first['base_model']}, {first['dtype']}, {first['n_draws']} draws; {on_machines(results)}, "
         f"revision {revisions}; `python -m benchmarks.elsewhere`."
     )

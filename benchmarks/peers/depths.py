@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.markdown import Columns, on_machine, record_table
+from benchmarks.markdown import Columns, on_machines, record_table
 from benchmarks.peers.figures import Scored
 from benchmarks.peers.heads import drawn
 from benchmarks.peers.reading import EMPTY_LORA, SAMPLING, SEEDS, ReadSet, Rows, cost_ms, kept_in, read_set
@@ -88,13 +88,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     }
     rows = [row | {"set": result["set"]} for result in results for row in result["rows"]]
     first, revisions = results[0], ", ".join(sorted({result["revision"] for result in results}))
-    machines = on_machine(*(result["machine"] for result in results))
     return (
         f"{record_table(rows, columns, n_words=3)}\n\n"
         "The time of an answer is that of a text alone over its time in the first row of the set, the default; ± is "
         "the standard deviation over three seeds of the draws. Foreign AUROC: of the familiarity's distance, for "
         f"telling foreign rows from test rows. {first['base_model']}, {first['dtype']}; "
-        f"{machines}, revision {revisions}; `python -m benchmarks.peers.depths`."
+        f"{on_machines(results)}, revision {revisions}; `python -m benchmarks.peers.depths`."
     )
 
 

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markdown import Columns, on_machine, record_table
+from benchmarks.markdown import Columns, on_machines, record_table
 from benchmarks.peers.figures import averaged, figures
 from benchmarks.peers.reading import EMPTY_LORA, SAMPLING, ReadSet, kept_in, read_set
 from benchmarks.peers.results import begin, write
@@ -71,11 +71,10 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         for n_draws, pair in groupby(result["rows"], lambda row: row["n_draws"])
     ]
     first, revisions = results[0], ", ".join(sorted({result["revision"] for result in results}))
-    machines = on_machine(*(result["machine"] for result in results))
     return (
         f"{record_table(rows, columns)}\n\n"
         f"± is the standard deviation over {first['n_seeds']} seeds of the draws. "
-        f"{first['base_model']}, {first['dtype']}; {machines}, revision {revisions}; "
+        f"{first['base_model']}, {first['dtype']}; {on_machines(results)}, revision {revisions}; "
         "`python -m benchmarks.peers.mirrored`."
     )
 

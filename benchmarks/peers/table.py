@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.markdown import Columns, on_machine, record_table
+from benchmarks.markdown import Columns, on_machines, record_table
 from benchmarks.peers.sets import QUESTIONS, SETS
 
 __all__ = ["figure", "headline", "peers", "peers_of_questions"]
@@ -140,7 +140,7 @@ def _tables(results: Sequence[Row], others: Sequence[Row], programs: Sequence[Ro
         f"answered is the mean over {first['n_divisions']} divisions, ± their standard deviation, of the rows for the "
         f"proof (delta {first['delta']:g}) or, without any, of the test rows into halves, one to prove a threshold and "
         f"one to answer. {FOREIGN if any(result['foreign'] for result in ordered) else ''}"
-        f"{first['base_model']}, {first['dtype']}; {_machines(ordered)}, "
+        f"{first['base_model']}, {first['dtype']}; {on_machines(ordered)}, "
         f"revision {revisions}; `python -m benchmarks.peers`."
     )
     beside = sorted(
@@ -159,7 +159,7 @@ def _about_read_twice(beside: Sequence[Row]) -> list[str]:
     costs = _ratios(results, "twice_ms", "once_ms")
     return [
         f"Read twice: the template holds the text twice, on lines of its own. A text alone takes {costs} times as long "
-        f"as once, each set in one run, on {_machines(results)}. Revision "
+        f"as once, each set in one run, on {on_machines(results)}. Revision "
         f"{_revisions(results)}; `python -m benchmarks.peers.twice`."
     ]
 
@@ -173,7 +173,7 @@ def _about_encoder(beside: Sequence[Row]) -> list[str]:
     first = results[0]
     return [
         f"{first['base_model']}: a sentence encoder as the base model. A text alone takes {costs} of the time that the "
-        f"embedded model takes, each set in one run, on {_machines(results)}. Revision "
+        f"embedded model takes, each set in one run, on {on_machines(results)}. Revision "
         f"{_revisions(results)}; `python -m benchmarks.peers.encoder`."
     ]
 
@@ -187,7 +187,7 @@ def _about_both(beside: Sequence[Row]) -> list[str]:
     first = results[0]
     return [
         f"Both models: the states of {first['base_model']} and of its companion {ENCODER} side by side. A text alone "
-        f"takes {costs} times as long as by the embedded model alone, each set in one run, on {_machines(results)}. "
+        f"takes {costs} times as long as by the embedded model alone, each set in one run, on {on_machines(results)}. "
         f"Revision {_revisions(results)}; `python -m benchmarks.peers.companion`."
     ]
 
@@ -233,10 +233,6 @@ NOTES = (_about_read_twice, _about_encoder, _about_both, _about_product, _about_
 def _ratios(results: Sequence[Row], of: str, over: str) -> str:
     """Return the ratio of two costs on each set."""
     return ", ".join(f"{result[of] / result[over]:.2f} ({result['set']})" for result in results)
-
-
-def _machines(results: Sequence[Row]) -> str:
-    return on_machine(*(result["machine"] for result in results))
 
 
 def _revisions(results: Sequence[Row]) -> str:
