@@ -27,7 +27,9 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("prompt", help="question to ask; - reads it from standard input")
     parser.add_argument(
-        "--url", default=os.environ.get("BLORA_URL", "http://127.0.0.1:8000"), help="address of the server"
+        "--url",
+        default=os.environ.get("BLORA_URL", "http://127.0.0.1:8000"),
+        help="address of the server (default: the environment variable BLORA_URL, otherwise http://127.0.0.1:8000)",
     )
     parser.add_argument("--api-key", help="API key (default: the environment variable BLORA_API_KEY)")
     parser.add_argument(

@@ -60,7 +60,9 @@ def _parser() -> ArgumentParser:
         formatter_class=CommandHelp,
     )
     parser.add_argument(
-        "--url", default=os.environ.get("BLORA_URL", "http://127.0.0.1:8000"), help="address of the server"
+        "--url",
+        default=os.environ.get("BLORA_URL", "http://127.0.0.1:8000"),
+        help="address of the server (default: the environment variable BLORA_URL, otherwise http://127.0.0.1:8000)",
     )
     parser.add_argument(
         "--adapter", help="adapter to ask: NAME, or NAME@sha256:... to pin its contents (default: the server's default)"

@@ -1,4 +1,4 @@
-"""Generates docs/reference from the code: the commands, the routes and the Python interface.
+"""Generates docs/reference from the code: the commands, the routes, the metrics and the Python interface.
 
 `python -m docs.site.reference` writes the pages; a test compares them with the code.
 """
@@ -16,6 +16,7 @@ from blora.client.exchange import kind_of
 from blora.client.retries import WORTH_ANOTHER
 from blora.scores import TABLE
 from blora.server.errors import CODES
+from docs.site.metrics_reference import metrics_page
 from docs.site.python_reference import cell, python_page
 from docs.site.stage import DOCS, ROOT
 
@@ -121,6 +122,8 @@ def routes_page() -> str:
         "# HTTP\n",
         NOTE,
         "A running server has the full schemas at `/openapi.json`, and at `/docs` a page with requests that run.\n",
+        "Every response has the header `x-request-id`: that of the request, if it has 1 to 64 letters, digits, `.`, "
+        "`_` or `-`, otherwise a new one. The log names it as `request_id`.\n",
         "| route | what it does | body | answer | statuses |\n|---|---|---|---|---|",
     ]
     for path, item in document["paths"].items():
@@ -195,7 +198,12 @@ def _type(schema: dict[str, Any]) -> str:
     return str(schema.get("type", "any"))
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli": commands_page, "http": routes_page, "python": python_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "cli": commands_page,
+    "http": routes_page,
+    "metrics": metrics_page,
+    "python": python_page,
+}
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ class AdapterCard(Response):
     )
     familiarity: FamiliarityConfig | None = Field(
         description="Sizes of the distance behind the familiarity; null if answers have no familiarity, as those of an "
-        "adapter without a decision head and those from vLLM."
+        "adapter without a decision head."
     )
     least_familiarity: float | None = Field(
         description="The least familiarity that an answer can have, 1 / (n + 1) among n reference rows. The "

@@ -10,7 +10,7 @@ from blora.server.app import create_app
 from blora.server.settings import Settings
 from docs.site.pictures import PICTURES
 from docs.site.reference import PAGES
-from docs.site.stage import DOCS
+from docs.site.stage import DOCS, ROOT
 from tests.test_project import PROJECT
 
 COMMANDS = PROJECT["entry-points"]["blora.commands"]
@@ -77,3 +77,14 @@ def test_signatures_are_python() -> None:
     assert len(signatures) > 20
     for code in signatures:
         ast.parse(f"def {code.rstrip()}: ...")
+
+
+def test_every_metric_that_alerts_and_pages_name_is_there() -> None:
+    page = (DOCS / "reference" / "metrics.md").read_text()
+    named = set()
+    for file in [*(ROOT / "deploy").rglob("*.y*ml"), *(ROOT / "deploy").rglob("*.json"), *DOCS.rglob("*.md")]:
+        named |= set(
+            re.findall(r"\bblora_[a-z_]+(?:_total|_seconds|_nats|_info|_broken|_wealth|_depth)\b", file.read_text())
+        )
+    assert len(named) > 15
+    assert {name for name in named if f"| `{name}` |" not in page} == set()
