@@ -10,8 +10,9 @@ right or wrong: report all outcomes, or all outcomes of a random sample of the a
 reported, the test calls a kept promise broken.
 
 The test also assumes outcomes of answers about different texts. Answers to several questions about one text tend to be
-wrong together, so that one error would count several times: add the outcome of one of them, chosen independently of the
-answers.
+wrong together, so that one error would count several times: choose one question about each text independently of the
+answers, and add its outcome if it was answered. Of a sample of the texts, each has to be drawn with the same
+probability, however many questions about it were asked.
 
 Outcomes may be corrected. The counts are then the counts of the corrected sequence, and the product is the same as if
 each outcome had been reported correctly at first, so the bound also holds for corrected outcomes at any number of

@@ -4,9 +4,10 @@ Each prediction is kept only as its adapter, the name of the key that asked, the
 choices and of their other labels.
 
 The alarm assumes that outcomes are reported whether or not the answer was wrong (see `blora.decision.promise`). It uses
-the requested outcomes only, of all answers or of a random sample; outcomes of other answers are counted but do not
-affect it. The metrics show how many requested outcomes are missing. Answers about one text are not independent, so that
-under each promise one outcome is requested about each of the recent texts.
+the requested outcomes only; outcomes of other answers are counted but do not affect it. The metrics show how many
+requested outcomes are missing. Answers about one text are not independent, so that under each promise the outcome of
+one question about a text counts, of all recent texts or of a random sample of them. As in a calibration, neither the
+text nor the question is chosen by its answer: if the question was withheld, no outcome about the text counts.
 
 An outcome may be reported with the key that asked or an admin's key, and must be an offered choice. A later outcome
 replaces an earlier one. Prometheus counters cannot fall, so corrections have their own counter; all other numbers are
@@ -54,7 +55,7 @@ class Feedback:
         metrics: shows the results.
         served: returns the adapter served under a name; outcomes of other adapters are ignored.
         ledger: the store of predictions that wait for their outcomes, and of counts.
-        rate: share of predictions whose outcome may be requested.
+        rate: share of the texts, or of the predictions without a promise, whose outcome may be requested.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Feedback:
         leader: int,
         client: str | None,
         target_risk: float | None,
+        answered: bool,
         familiarity: float | None,
         labels: Mapping[Label, int],
     ) -> bool:
@@ -98,7 +100,8 @@ class Feedback:
             text: the text that the question is about.
             leader: position of the leading choice.
             client: name of the key that asked; None without keys.
-            target_risk: the risk promised for the answer; None without an answer or a promise.
+            target_risk: the risk promised for answers to the question; None without a promise.
+            answered: whether the answer was given; the promise does not cover a withheld one.
             familiarity: conformal p-value of the question; None without one, or if the question departs from the
                 calibration.
             labels: further labels of the choices, with the position of each label's choice; they count before the
@@ -107,11 +110,9 @@ class Feedback:
         if self._handle_of(handle.name) is not handle:
             return False
         adapter, salt = _contents(handle), secrets.token_bytes(16)
-        requested = self._drawn(prediction_id)
-        if requested and target_risk is not None:
-            requested = self._promised_texts.setdefault((adapter, target_risk), RecentTexts()).add(text.key)
-        others = labels_with_positions(labels, salt)
-        entry = Entry(adapter, client, salt, hashes(choices, salt), leader, target_risk, requested, others)
+        requested = self._drawn(prediction_id) if target_risk is None else self._picked(adapter, target_risk, text)
+        others, promised = labels_with_positions(labels, salt), target_risk if answered else None
+        entry = Entry(adapter, client, salt, hashes(choices, salt), leader, promised, requested, others)
         self._ledger.remember(prediction_id, entry, partial(self._remembered, entry))
         self.count(handle, familiarity, text)
         return requested
@@ -249,12 +250,17 @@ class Feedback:
             self._metrics.show_promise(adapter.name, promise)
         return promise
 
-    def _drawn(self, prediction_id: str) -> bool:
-        """Return whether a prediction is in the random sample.
+    def _picked(self, adapter: Contents, target_risk: float, text: AskedText) -> bool:
+        """Return whether a text is in the random sample and was not asked about recently under the promise."""
+        texts = self._promised_texts.setdefault((adapter, target_risk), RecentTexts())
+        return self._drawn(str(text.key)) and texts.add(text.key)
 
-        A hash of the id decides, so that the choice does not depend on the answer.
+    def _drawn(self, name: str) -> bool:
+        """Return whether a prediction, by its id, or a text, by its number, is in the random sample.
+
+        A hash decides, so that the choice does not depend on the answer, nor on how often a text is asked about.
         """
-        digest = hashlib.blake2b(prediction_id.encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
         return int.from_bytes(digest) < self._rate * 2**64
 
     def _served(self, adapter: Contents) -> bool:

@@ -157,7 +157,7 @@ class ServerMetrics:
         self._promised = Counter(
             "blora_promised_answers_total",
             "Answers given under a promised risk that were stored for feedback, by whether their outcome was "
-            "requested; of the answers about one text, at most one counts as requested.",
+            "requested; of the questions about one text, one counts as requested, if it was answered.",
             ["adapter", "target_risk", "requested"],
             registry=registry,
         )

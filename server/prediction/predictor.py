@@ -276,7 +276,8 @@ class Predictor:
             text=member.together.about if member is not None else AskedText(asked_text(question)),
             leader=prediction.top,
             client=client_name(),
-            target_risk=in_force.target_risk if in_force is not None and not decision.abstained else None,
+            target_risk=in_force.target_risk if in_force is not None else None,
+            answered=not decision.abstained,
             familiarity=prediction.familiarity if given.likely is not None else None,
             labels=labels if labels is not None else own_labels(handle, choices),
         )

@@ -33,9 +33,10 @@ class Siblings:
     async def record(self) -> dict[str, bool]:
         """Record all predictions, and return by prediction id whether the outcome is requested.
 
-        It is called once none is missing, so that no outcome is awaited of an answer that no client has. Of the answers
-        about a text one counts in the tests of drift and of the promise: in a random order this is a random one, as in
-        calibrations, and whether it was answered early, which depends on the answer, does not matter.
+        It is called once none is missing, so that no outcome is awaited of an answer that no client has. Of the
+        questions about a text one counts in the tests of drift and of the promise, withheld or not: in a random order
+        this is a random one, as in calibrations, and whether it was answered early, which depends on the answer, does
+        not matter.
         """
         requested = {}
         for prediction_id in random.SystemRandom().sample(list(self._records), len(self._records)):

@@ -12,12 +12,10 @@ import pytest
 
 from blora.client import AsyncClient, RefusedError
 from blora.server.keys import line_of
-from blora.server.monitoring import recent_texts
 from blora.server.monitoring.feedback import Feedback
 from blora.server.monitoring.ledgers.protocol import Settled
 from blora.server.monitoring.recent_texts import AskedText
 from tests.server.calibrations import calibration
-from tests.server.decision_models import predicate
 from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, handle, running
 
 CALIBRATED = handle("triage", TRIAGE_DIGEST, choices=CHOICES, calibration=calibration(TRIAGE_DIGEST))
@@ -255,16 +253,17 @@ async def test_of_the_outcomes_about_one_text_one_is_held_against_the_promise(wa
     assert await watched.metric("blora_realised_risk", **TARGET) == 0.5
 
 
-def predicted(feedback: Feedback, prediction_id: str) -> bool:
-    """Record an answer "a" of two choices, and return whether its outcome is requested."""
+def predicted(feedback: Feedback, prediction_id: str, text: str | None = None, *, answered: bool = True) -> bool:
+    """Record an answer "a" of two choices about a text of its own or another, and return whether it is requested."""
     return feedback.predicted(
         CALIBRATED,
         prediction_id,
         ("a", "b"),
-        text=AskedText(prediction_id),
+        text=AskedText(text or prediction_id),
         leader=0,
         client=None,
         target_risk=0.05,
+        answered=answered,
         familiarity=None,
         labels={},
     )
@@ -306,81 +305,3 @@ async def test_of_answers_under_a_promise_the_share_whose_outcome_was_told_is_sh
     assert await watched.metric("blora_promised_answers_total", **TARGET, requested="true") == 4
     assert await watched.metric("blora_outcomes_total", **TARGET, requested="true", outcome="correct") == 1
     assert "feedback_requested" not in asked[0]
-
-
-async def volunteered(risk: float, rate: float, seed: int) -> bool:
-    """Return whether the alarm fired, with all requested outcomes and of the others 90 % of wrong and 10 % of right ones."""
-    chance = random.Random(seed)
-    async with running(FakeEngine(handles=(CALIBRATED,)), feedback_rate=rate) as server:
-        feedback = server.app.state.service.predictor().feedback
-        for k in range(1500):
-            prediction_id, wrong = f"pred_{seed}_{k}", chance.random() < risk
-            if predicted(feedback, prediction_id) or chance.random() < (0.9 if wrong else 0.1):
-                await feedback.told(prediction_id, "b" if wrong else "a", None)
-        assert await server.metric("blora_outcomes_total", **TARGET, requested="false", outcome="wrong") > 20
-        return bool(await server.metric("blora_promise_broken", **TARGET))
-
-
-async def test_complaints_do_not_ring_the_alarm_where_a_random_sample_is_told_in_full() -> None:
-    kept = [await volunteered(risk=0.03, rate=0.2, seed=seed) for seed in range(20)]
-    assert sum(kept) <= 1
-    broken = [await volunteered(risk=0.15, rate=0.2, seed=seed) for seed in range(20)]
-    assert sum(broken) >= 19
-
-
-async def test_an_answer_says_whether_its_outcome_is_asked_for() -> None:
-    async with running(FakeEngine(handles=(CALIBRATED,)), feedback_rate=0.3) as server:
-        body = {"inputs": [{"prompt": next(SURE)} for _ in range(200)]}
-        answers = (await server.client.post("/v1/predict", json=body)).json()["predictions"]
-        requested = [answer["feedback_requested"] for answer in answers]
-        assert 30 <= sum(requested) <= 90
-        for answer in answers:
-            assert (await tell(server, answer["id"], "billing")).json() == {"correct": True}
-        for asked_for, count in (("true", sum(requested)), ("false", 200 - sum(requested))):
-            assert await server.metric("blora_promised_answers_total", **TARGET, requested=asked_for) == count
-            assert await server.metric("blora_outcomes_total", **TARGET, requested=asked_for) == count
-
-
-async def test_of_answers_about_one_text_the_outcome_that_counts_is_asked_for() -> None:
-    async with running(FakeEngine(handles=(CALIBRATED,)), feedback_rate=0.5) as server:
-        answers = [await ask(server, "p=0.95 the same") for _ in range(40)]
-        assert sum(answer["feedback_requested"] for answer in answers) == 1
-        for answer in answers:
-            await tell(server, answer["id"], "billing" if answer["feedback_requested"] else "account")
-        assert await server.metric("blora_outcomes_total", **TARGET, requested="true", outcome="correct") == 1
-        assert await server.metric("blora_outcomes_total", **TARGET, requested="false", outcome="wrong") == 39
-
-
-async def test_of_a_requests_questions_the_outcome_of_one_drawn_at_random_is_asked_for() -> None:
-    opened = handle("open", OPEN_DIGEST, calibration=calibration(OPEN_DIGEST))
-    counted, places = {"adapter": "open", "target_risk": "0.05", "requested": "true"}, set()
-    async with running(FakeEngine(handles=(opened,)), default_adapter="open", feedback_rate=1 - 1e-9) as server:
-        for _ in range(40):
-            body = {"model": "open", "input": next(SURE), "questions": [predicate()] * 3}
-            answers = (await server.client.post("/v1/decisions", json=body)).json()["answers"]
-            [place] = [place for place, answer in enumerate(answers) if answer["feedback_requested"]]
-            places.add(place)
-            for answer in answers:
-                await tell(server, answer["id"], "true" if answer is answers[place] else "false")
-        outcomes = [
-            await server.metric("blora_outcomes_total", **counted, outcome=each) for each in ("correct", "wrong")
-        ]
-        assert sorted(outcomes) == [0, 40]
-    assert places == {0, 1, 2}
-
-
-async def test_a_text_is_recognised_only_for_what_counts_it(watched: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    recognised: list[str] = []
-    monkeypatch.setattr(recent_texts, "plain", lambda text: recognised.append(text) or text)
-    await ask(watched, "p=0.95 a text", policy={"min_confidence": 0.5})  # without a promise, and without a gate
-    assert recognised == []
-    await ask(watched, "p=0.95 a text")
-    assert recognised == ["p=0.95 a text"]
-
-
-async def test_outcomes_that_nobody_asked_for_are_no_evidence() -> None:
-    async with running(FakeEngine(handles=(CALIBRATED,)), feedback_rate=0) as server:
-        for _ in range(20):
-            assert (await tell(server, (await ask(server))["id"], "account")).json() == {"correct": False}
-        assert await server.metric("blora_outcomes_total", **TARGET, requested="false", outcome="wrong") == 20
-        assert "blora_promise_broken{" not in (await server.client.get("/metrics")).text

@@ -29,7 +29,16 @@ async def test_the_end_waits_two_seconds_for_what_is_being_looked_up_counted_and
     await asyncio.sleep(0.1)
     about = AskedText("x")
     feedback.predicted(
-        GATED, "pred_1", CHOICES, text=about, leader=0, client=None, target_risk=0.05, familiarity=0.5, labels={}
+        GATED,
+        "pred_1",
+        CHOICES,
+        text=about,
+        leader=0,
+        client=None,
+        target_risk=0.05,
+        answered=True,
+        familiarity=0.5,
+        labels={},
     )
     await asyncio.sleep(0.1)
     started = time.perf_counter()
