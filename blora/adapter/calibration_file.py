@@ -120,11 +120,11 @@ def _parsed(raw: Any, file: Path, again: str) -> _Contents:
 
 
 def _added(known: tuple[AskedRows, ...], rows: AskedRows) -> tuple[AskedRows, ...]:
-    """Return the known rows with the new ones added; equal rows are merged, with all their distinct asks."""
+    """Return the known rows with the new ones added; equal rows are merged, without asks that merely repeat another."""
     old = next((one for one in known if one.same(rows)), None)
     if old is None:
         return (*known, rows)
-    asks = tuple(dict.fromkeys((*old.asks, *rows.asks)))
+    asks = (*old.asks, *(ask for ask in rows.asks if not (ask.repeatable and ask in old.asks)))
     return tuple(replace(rows, asks=asks) if one is old else one for one in known)
 
 

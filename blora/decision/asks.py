@@ -4,6 +4,8 @@ Each ask proves a false target with probability at most delta. By the union boun
 asks of the same rows does is at most the sum of their deltas, provided that the targets were planned and not chosen
 after looking at these rows. A refused ask counts like any other. A repeated ask has the same result and counts once; in
 another dtype, or of other contents of the adapter, the result may differ, so that the same target is another ask there.
+Through vLLM every repetition is another ask: its states depend on what it computes at the same time, and on its own
+dtype and quantisation.
 """
 
 import math
@@ -17,7 +19,10 @@ from blora.config.checks import require
 from blora.questions.fingerprints import DIGITS, are_fingerprints, parts
 from blora.scores import ScoreName
 
-__all__ = ["Ask", "AskedRows", "check_total", "earlier_asks", "total_delta"]
+__all__ = ["VLLM", "Ask", "AskedRows", "check_total", "earlier_asks", "total_delta"]
+
+# In place of a dtype for vLLM, whose arithmetic differs from ours in any precision.
+VLLM = "vllm"
 
 # The smallest delta of an ask: totals are stated to 12 decimal places.
 LEAST_DELTA = 1e-9
@@ -36,7 +41,7 @@ class Ask:
         score: the score for the threshold; None if the tuning part chose the score.
         max_false_alarms: the largest allowed share of familiar questions beyond the gate; 1 for no gate.
         max_missed: for each choice, the largest allowed share of its questions that get another answer; 1 for any.
-        dtype: dtype of the base model.
+        dtype: dtype of the base model, or `VLLM`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -58,6 +63,11 @@ class Ask:
         require(LEAST_DELTA <= self.delta <= 0.5, f"delta = {self.delta}", expected)
         require(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1")
         require(bool(self.dtype), "dtype = ''", "the dtype of the base model")
+
+    @property
+    def repeatable(self) -> bool:
+        """Return whether the same ask of the same rows and contents has the same result."""
+        return self.dtype != VLLM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +113,7 @@ def total_delta(asks: Iterable[Ask]) -> float:
 
 
 def earlier_asks(remembered: Iterable[AskedRows], rows: AskedRows, ask: Ask) -> tuple[Ask, ...]:
-    """Return the earlier asks of overlapping rows, whose deltas add to the new ask's, without the new ask itself.
+    """Return the earlier asks of overlapping rows, whose deltas add to the new ask's, without the new one if repeated.
 
     Args:
         remembered: all rows of earlier asks.
@@ -114,7 +124,11 @@ def earlier_asks(remembered: Iterable[AskedRows], rows: AskedRows, ask: Ask) -> 
         ConfigError: if the deltas add up to 1 or more, so that nothing would be guaranteed.
     """
     earlier = tuple(
-        one for old in remembered if rows.overlaps(old) for one in old.asks if not (one == ask and rows.same(old))
+        one
+        for old in remembered
+        if rows.overlaps(old)
+        for one in old.asks
+        if not (ask.repeatable and one == ask and rows.same(old))
     )
     check_total((*earlier, ask))
     return earlier

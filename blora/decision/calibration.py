@@ -18,7 +18,7 @@ from torch import Tensor
 from blora.config import AdapterConfig, ScoringName
 from blora.config.checks import require
 from blora.decision.abstention import Policy
-from blora.decision.asks import Ask
+from blora.decision.asks import VLLM, Ask
 from blora.decision.binomial import trials_without_event
 from blora.decision.by_choice import ChoiceCounts
 from blora.decision.conformal import proof_rows_needed
@@ -32,8 +32,6 @@ __all__ = ["CURVE_POINTS", "VLLM", "Binding", "Calibration", "CalibrationRows", 
 
 FormName = Literal["prompt", "messages"]
 
-# In place of a dtype for vLLM, whose arithmetic differs from ours in any precision.
-VLLM = "vllm"
 CURVE_POINTS = 100
 # Limit for levels, quantiles or bins, so that a calibration card stays readable.
 MAX_ENTRIES = 100

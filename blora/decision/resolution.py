@@ -47,5 +47,5 @@ COARSE, FINE = Resolution(least=1e-3, step=0.1), Resolution(least=1e-4, step=1e-
 
 
 def resolution_of(dtype: str) -> Resolution:
-    """Return the grid for a base model's dtype, such as bfloat16."""
-    return COARSE if dtype in ("bfloat16", "float16") else FINE
+    """Return the grid for a base model's dtype, such as bfloat16; vLLM may compute in any."""
+    return FINE if dtype == "float32" else COARSE

@@ -10,6 +10,7 @@ import pytest
 from blora.adapter import attach, load_adapter
 from blora.adapter.calibration_file import CALIBRATION_FILE, read_calibrations
 from blora.base_model import load_base_model
+from blora.decision.resolution import COARSE
 from blora.errors import AdapterError, BloraError, ConfigError, NotCalibratedError
 from blora.inference.packing import pack
 from blora.posterior.bank import SampleBank
@@ -67,8 +68,9 @@ async def calibrated(folder: Path, name: str, data: Path, *more: str) -> None:
 
 @pytest.mark.parametrize("name", ADAPTERS)
 async def test_the_proof_is_that_of_this_process_and_the_engine_serves_by_it(
-    folder: Path, vllm: FakeVllm, tmp_path: Path, name: str
+    folder: Path, vllm: FakeVllm, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("blora.decision.calibrate.resolution_of", lambda dtype: COARSE)  # vLLM's, also in float32
     (folder / name / CALIBRATION_FILE).unlink(missing_ok=True)
     data, there = rows_of(folder, name, tmp_path / "rows.jsonl"), ("--engine-url", vllm.url)
     await calibrated(folder, name, data, *there, "--engine-folder", str(tmp_path / "draws"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from blora.decision.asks import Ask, AskedRows, earlier_asks, total_delta
+from blora.decision.asks import VLLM, Ask, AskedRows, earlier_asks, total_delta
 from blora.decision.selective import Evidence, Stage, certify
 from blora.errors import ConfigError
 from blora.scores import ScoreName
@@ -47,6 +47,12 @@ def test_asks_of_rows_that_overlap_add_up_and_fresh_rows_start_anew(changes: dic
 
 def test_the_same_ask_again_is_no_other_chance() -> None:
     assert earlier_asks([ROWS], ROWS, FIRST) == (SECOND,)
+
+
+def test_the_same_ask_again_is_another_chance_through_vllm_which_computes_otherwise_each_time() -> None:
+    through = dataclasses.replace(FIRST, dtype=VLLM)
+    rows = dataclasses.replace(ROWS, asks=(through, through))
+    assert total_delta((*earlier_asks([rows], rows, through), through)) == 0.15
 
 
 @pytest.mark.parametrize(
