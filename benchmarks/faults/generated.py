@@ -32,6 +32,8 @@ HELD_AGAINST = [
     openapi.response_schema_conformance,
 ]
 AUTHORIZED = {"authorization": f"Bearer {KEY}"}
+# Routes of typed questions, whose bodies name an adapter as `model`.
+TYPED = ("/v1/decisions", "/v1/systemone")
 
 
 def made_up(server: Server, n_cases: int) -> dict[str, Any]:
@@ -90,12 +92,20 @@ def _ask(operation: schemathesis.APIOperation, count: int, url: str, wrong: list
 
 
 def _cases(operation: schemathesis.APIOperation) -> st.SearchStrategy[schemathesis.Case]:
-    """Return requests that the document allows; half of the predictions can be answered."""
+    """Return requests that the document allows; half of those with questions name an adapter that is loaded."""
     cases = operation.as_strategy()
+    if operation.path in TYPED:
+        return st.one_of(cases, cases.map(_to_the_adapter))
     if operation.path != "/v1/predict":
         return cases
     prompts = st.text(min_size=1, max_size=200)
     return st.one_of(cases, st.builds(_answerable, cases, st.sampled_from(NAMES[:1]), st.integers(1, 64), prompts))
+
+
+def _to_the_adapter(case: schemathesis.Case) -> schemathesis.Case:
+    """Return the case with the name of the loaded adapter as its model."""
+    case.body["model"] = NAMES[0]
+    return case
 
 
 def _answerable(case: schemathesis.Case, adapter: str, n_samples: int, prompt: str) -> schemathesis.Case:

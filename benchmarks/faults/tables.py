@@ -66,8 +66,9 @@ def generated(result: Result) -> str:
     ]
     return (
         f"{markdown_table(['operation', *shown, '5xx'], rows)}\n\n{result['cases']:,} requests that the "
-        f"document allows, half of the predictions such that there can be an answer; {result['server_errors']} answers "
-        f"were 5xx, {result['against_the_document']} not as the document says. {_machine(result)}"
+        "document allows, half of the predictions such that there can be an answer, half of the typed questions to an "
+        f"adapter that is loaded; {result['server_errors']} answers were 5xx, {result['against_the_document']} not as "
+        f"the document says. {_machine(result)}"
     )
 
 
