@@ -171,6 +171,7 @@ bench: $(READY)  ## measure the documents' tables (a day), but for image, vllm, 
 	$(BIN)/python -m benchmarks.peers.companion
 	$(BIN)/python -m benchmarks.peers.product
 	$(BIN)/python -m benchmarks.elsewhere
+	$(BIN)/python -m benchmarks.elsewhere.lora
 	$(BIN)/python -m benchmarks.few_rows
 	$(BIN)/python -m benchmarks.concurrent
 	$(BIN)/python -m benchmarks.serving $(DATA)

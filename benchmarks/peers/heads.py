@@ -24,7 +24,7 @@ from blora.training.head.train import TrainedHead, fit_parts, train_below
 from blora.training.lora.checkpoints import STATE_FILE, claim
 from blora.training.trials import trial_of
 
-__all__ = ["drawn", "heads", "heads_above_lora"]
+__all__ = ["AboveLora", "above_lora", "drawn", "heads", "heads_above_lora"]
 
 # Labels beyond which other posteriors, which are fitted and recalibrated many times, are left out.
 MOST_LABELS = 20
@@ -73,7 +73,7 @@ def heads_above_lora(
             folder of the same name; None to keep nothing.
         trained: seeds that each train a LoRA of their own; the draws of all `SEEDS` are shared out among these LoRAs.
     """
-    runs = [kept_in(kept(seed), partial(_train_above, base, read, seed, kept(seed))) for seed in trained]
+    runs = [above_lora(base, read, seed, kept(seed)) for seed in trained]
     name = "head above a LoRA"
     for seed, run in zip(trained, runs, strict=True):
         yield replace(_mean(name, run.read, run.trained, run.seconds), seed=seed)
@@ -81,7 +81,7 @@ def heads_above_lora(
         yield drawn(name, run.read, run.trained, run.seconds, seed)
 
 
-class _Above(NamedTuple):
+class AboveLora(NamedTuple):
     """A head above a LoRA, and a set as read above it.
 
     Attributes:
@@ -95,7 +95,12 @@ class _Above(NamedTuple):
     seconds: float
 
 
-def _train_above(base: BaseModel, read: ReadSet, seed: int, kept: Path | None) -> _Above:
+def above_lora(base: BaseModel, read: ReadSet, seed: int, kept: Path | None) -> AboveLora:
+    """Return the head above a LoRA that is trained with a seed; arguments as for `heads_above_lora`."""
+    return kept_in(kept, partial(_train_above, base, read, seed, kept))
+
+
+def _train_above(base: BaseModel, read: ReadSet, seed: int, kept: Path | None) -> AboveLora:
     """Train a LoRA with a seed, from the last kept epoch on, and the head above it, and read the set again."""
     began = time.perf_counter()
     train, validation = read.train, read.validation
@@ -122,7 +127,7 @@ def _train_above(base: BaseModel, read: ReadSet, seed: int, kept: Path | None) -
 
     foreign, proof = (again(part) if part is not None else None for part in (read.foreign, read.proof))
     under = read._replace(validation=again(validation), test=again(read.test), foreign=foreign, proof=proof)
-    return _Above(trained, under, seconds)
+    return AboveLora(trained, under, seconds)
 
 
 def _seconds_of(checkpoint: Path | None) -> float:

@@ -9,12 +9,16 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from benchmarks.elsewhere import lora
+from benchmarks.elsewhere.modesty import WAYS
+from benchmarks.elsewhere.sets import Elsewhere
 from benchmarks.peers import heads as peer_heads
 from benchmarks.peers.figures import Scored
 from benchmarks.peers.heads import heads_above_lora
 from benchmarks.peers.reading import SEEDS, read_set
 from blora.base_model import load_base_model
 from blora.training.head.train import TrainedHead, train_below
+from blora.training.rows.packed import labels_of
 from tests.benchmarks.test_peers import pointer
 
 
@@ -31,8 +35,8 @@ class EndAfterAnEpoch(TrainerCallback):
 
 @pytest.mark.model
 def test_a_kept_lora_is_trained_on_after_its_last_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = load_base_model("embedded", dtype="float32")
-    read = read_set(base, pointer())
+    base, task = load_base_model("embedded", dtype="float32"), pointer()
+    read = read_set(base, task)
 
     def trained(folder: Path) -> Scored:
         return next(heads_above_lora(base, read, lambda seed: folder / f"lora-{seed}.pt", SEEDS[:1]))
@@ -52,3 +56,11 @@ def test_a_kept_lora_is_trained_on_after_its_last_epoch(tmp_path: Path, monkeypa
     assert not (tmp_path / "parts" / "lora-0.pt").exists()
     torch.testing.assert_close(trained(tmp_path / "parts").test, whole.test, atol=1e-4, rtol=0)
     assert begun_after == [None, None, tmp_path / "parts" / "lora-0" / "checkpoint-1"]
+    some = Elsewhere(task, {"some": len(task.foreign)}, labelled=True)
+    found = lora.measure(base, some, read, tmp_path / "whole" / "lora-0.pt")
+    assert len(begun_after) == 3
+    below = whole.test.double().exp().mean(0)  # the posterior mean's, before recalibration; the draws' lie around it
+    assert found["test"]["without guesses"]["accuracy"] == pytest.approx(
+        (below.argmax(-1) == labels_of(read.test.rows)).double().mean().item(), abs=0.1
+    )
+    assert set(found["foreign"]["some"]["ways"]) == set(WAYS)
