@@ -308,7 +308,7 @@ def _of(folder: str, make: Callable[[Result], str], file: str = "*") -> Callable
 
 def _beside_lora(name: str) -> str:
     [study] = [study for study in studies(read_results(RESULTS / "calibration")) if study.trained_on == "arc_easy"]
-    return elsewhere.foreign_beside_lora(_load("elsewhere"), study)
+    return elsewhere.foreign_beside_lora(_load("elsewhere"), *_load("elsewhere_lora"), study)
 
 
 TABLES: dict[str, Callable[[str], str]] = {

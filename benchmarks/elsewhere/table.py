@@ -57,27 +57,34 @@ def foreign_probabilities(results: Sequence[Result]) -> str:
     return f"{markdown_table(['rows', *WAYS], rows)}\n\n{about}"
 
 
-def foreign_beside_lora(results: Sequence[Result], study: Study) -> str:
-    """Return the table of a head's probabilities as served beside those of plain LoRA, both trained on ARC-Easy.
+def foreign_beside_lora(results: Sequence[Result], above: Result, study: Study) -> str:
+    """Return the table of heads' probabilities as served beside those of plain LoRA, all trained on ARC-Easy.
 
     Args:
         results: results of this benchmark.
+        above: the result of a head above a LoRA.
         study: the comparison of methods that were trained on ARC-Easy.
     """
     [result] = (result for result in results if result["set"] == "arc_easy")
     [lora] = (entry for entry in study.entries if entry.label == LORA)
-    parts = {"test": result["test"]} | {name: found["ways"] for name, found in result["foreign"].items()}
+    heads = [
+        {"test": one["test"]} | {name: found["ways"] for name, found in one["foreign"].items()}
+        for one in (result, above)
+    ]
     rows = []
     for name, dataset in COMPARED.items():
         means = [spread(lora.values(dataset, TEMPERATURE, metric).values()) for metric in ("nll", "ece")]
         of_lora = " / ".join(f"{found.mean:.3f}" for found in means if found is not None)
-        served = parts[name][SERVED]
-        rows.append([name, f"{served['nll']:.3f} / {served['ece']:.3f}", of_lora])
+        served = [parts[name][SERVED] for parts in heads]
+        rows.append([name, *(f"{one['nll']:.3f} / {one['ece']:.3f}" for one in served), of_lora])
     about = (
-        f"NLL / ECE. The head was trained on {result['n_train']:,} questions, the LoRA on 800, with three seeds. "
-        "The head was asked the first 600 test questions and 400 of each other set, the LoRA all and 300."
+        f"NLL / ECE. The heads were trained on {result['n_train']:,} questions, one LoRA below the second; plain LoRA "
+        "on 800, with three seeds. The heads were asked the first 600 test questions and 400 of each other set; plain "
+        f"LoRA all and 300. The head above a LoRA: {on_machines([above])}, revision {above['revision']}; "
+        f"`{above['command']}`."
     )
-    return f"{markdown_table(['rows', 'head', f'{LORA}, with a temperature'], rows)}\n\n{about}"
+    header = ["rows", "head", "head above a LoRA", f"plain {LORA}, with a temperature"]
+    return f"{markdown_table(header, rows)}\n\n{about}"
 
 
 def _ordered(results: Sequence[Result]) -> list[Result]:
