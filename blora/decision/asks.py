@@ -113,7 +113,7 @@ def total_delta(asks: Iterable[Ask]) -> float:
 
 
 def earlier_asks(remembered: Iterable[AskedRows], rows: AskedRows, ask: Ask) -> tuple[Ask, ...]:
-    """Return the earlier asks of overlapping rows, whose deltas add to the new ask's, without the new one if repeated.
+    """Return the earlier asks of overlapping rows, whose deltas add to the new ask's; not the one that it repeats.
 
     Args:
         remembered: all rows of earlier asks.
