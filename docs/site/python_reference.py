@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["cell", "python_page"]
+__all__ = ["NOTE", "cell", "python_page"]
 
 # The modules whose public names make up the interface, with what each is for.
 MODULES = {

@@ -25,7 +25,7 @@ async def volunteered(risk: float, rate: float, seed: int) -> bool:
     chance = random.Random(seed)
     async with running(FakeEngine(handles=(CALIBRATED,)), feedback_rate=rate) as server:
         feedback = server.app.state.service.predictor().feedback
-        for k in range(2500):
+        for k in range(1500):
             prediction_id, wrong = f"pred_{seed}_{k}", chance.random() < risk
             if predicted(feedback, prediction_id) or chance.random() < (0.9 if wrong else 0.1):
                 await feedback.told(prediction_id, "b" if wrong else "a", None)
