@@ -210,11 +210,12 @@ def _penalty(value: Tensor) -> Tensor:
 
 
 def _minimize(function: Callable[[float], float], low: float, high: float) -> float:
-    """Return the minimiser of a function: the best grid point, refined by a bounded search around it."""
-    grid = torch.linspace(low, high, 129).tolist()
-    best = min(range(len(grid)), key=lambda i: function(grid[i]))
-    around = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
-    return float(minimize_scalar(function, bounds=around, method="bounded", options={"xatol": 1e-6}).x)
+    """Return the minimiser of a function: the best point of a grid and of a finer one around it, then refined."""
+    for n_points in (33, 9):
+        grid = torch.linspace(low, high, n_points, dtype=torch.float64).tolist()
+        best = min(range(n_points), key=lambda i: function(grid[i]))
+        low, high = grid[max(0, best - 1)], grid[min(n_points - 1, best + 1)]
+    return float(minimize_scalar(function, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
 
 
 def _check(log_probs: Tensor, labels: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blora.config import SamplingConfig
+from blora.decision.temperature import FEW_ROWS
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import DecisionHead, Features, HeadPosterior
 from blora.posterior.noise import generator_of
@@ -20,7 +21,7 @@ from blora.posterior.posterior import Posterior
 from blora.training.rows.packed import LabelledRow
 from blora.training.trials import Trial, trial_of
 
-__all__ = ["Held", "Refit", "folds_of", "recalibrated"]
+__all__ = ["Held", "Refit", "folds_of", "helping_folds", "recalibrated"]
 
 # What fits a head to the features of rows and these rows.
 Refit = Callable[[Features, Sequence[LabelledRow]], DecisionHead]
@@ -85,6 +86,21 @@ def folds_of(again: Refit, features: Features, rows: Sequence[LabelledRow], seed
             head = again(features.at(others), [rows[i] for i in others])
             folds.append(Held(head, features.at(answered), [rows[i] for i in answered]))
     return folds
+
+
+def helping_folds(
+    again: Refit, features: Features, rows: Sequence[LabelledRow], n_validation: int, seed: int | None
+) -> list[Held]:
+    """Return the folds of training rows that help validation rows out, none where there are at least `FEW_ROWS`.
+
+    Args:
+        again: fits a head to rows.
+        features: features of the training rows.
+        rows: the training rows.
+        n_validation: number of validation rows.
+        seed: as for `folds_of`; None where no training row is out of fold.
+    """
+    return folds_of(again, features, rows, seed) if seed is not None and n_validation < FEW_ROWS else []
 
 
 def recalibrated(scale: float, held: Sequence[Held], lora: Posterior, sampling: SamplingConfig) -> Trial:

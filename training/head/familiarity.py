@@ -303,8 +303,9 @@ def _over_covariance(means: Tensor, within: Tensor) -> Tensor:
         factor = torch.linalg.cholesky(torch.eye(n_rows, dtype=root.dtype) + scaled @ scaled.T)
         solved = torch.cholesky_solve(scaled @ whitened.T, factor)
         return (whitened - solved.T @ scaled) / root
-    covariance = (within.T @ within / n_rows).double()
-    factor = torch.linalg.cholesky((1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal.diag())
+    covariance = (within.T @ within).double().mul_((1 - SHRINKAGE) / n_rows)
+    covariance.diagonal().add_(SHRINKAGE * diagonal)
+    factor = torch.linalg.cholesky(covariance)
     solved = torch.cholesky_solve(means.T, factor)
     return solved.T
 

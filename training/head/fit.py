@@ -266,16 +266,18 @@ class Regression:
         """
         blank = self.blank if product_precision != OFF else self.blank.without_products()
         n_prompt, n_choice = blank.config.n_products
-        inputs = HeadInputs(self.z, self.counts, self.owner, self.prompts[:, :n_prompt], n_choice)
+        counts = self.counts if count_precision != OFF else self.counts[:, :0]
+        inputs = HeadInputs(self.z, counts, self.owner, self.prompts[:, :n_prompt], n_choice)
         precisions = self.precision_of(state_precision), product_precision * inputs.unit_of_products, count_precision
         weights = self._minimum(inputs, precisions, start or blank)
         curvature, basis, fisher = inputs.curvature(inputs.probabilities(inputs.logits(weights)))
         of_weights = np.repeat(precisions[:2], [len(weights[0]), len(weights[1])])[:, None]
         deviation = 1 / np.sqrt(np.outer(curvature, fisher) + of_weights)
         weight, of_products, count_weight, bias = weights
+        without = np.zeros((self.counts.shape[1] - counts.shape[1], self.blank.n_outputs), "f")
         found = {
             "weight": np.concatenate([weight, of_products]),
-            "count_weight": count_weight,
+            "count_weight": np.concatenate([count_weight, without]),
             "bias": bias[0],
             "deviation": deviation,
             "basis": basis,
@@ -292,7 +294,7 @@ class Regression:
         penalties = [precision if precision != OFF else 0.0 for precision in (*precisions, 0.0)]
         of_products = torch.zeros(inputs.prompts.shape[1] * inputs.n_choice, self.blank.n_outputs)
         of_products[: len(start.weight) - own] = start.weight[own:][: len(of_products)]
-        parts = start.weight[:own], of_products, start.count_weight, start.bias[None]
+        parts = start.weight[:own], of_products, start.count_weight[: inputs.counts.shape[1]], start.bias[None]
         probs = inputs.probabilities(inputs.logits([part.numpy() for part in parts]))
         units = [
             (1 / np.sqrt(np.maximum(square, LEAST_CURVATURE) + precision)).astype("f")

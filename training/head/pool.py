@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from blora.config import HeadConfig
-from blora.decision.temperature import FEW_ROWS
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.draws import Draws
-from blora.training.head.crossfit import Held, folds_of
+from blora.training.head.crossfit import Held, helping_folds
 from blora.training.head.fit import OFF, FittedHead, Precisions, Regression, beside_blas, fit_head
 from blora.training.head.inputs import HeadInputs, Vector
 from blora.training.rows.packed import LabelledRow, labels_of
@@ -44,11 +43,13 @@ class Pooled:
             `states`, `companion` if the head reads one, and `joint`.
         powers: the power of each factor.
         whole: the product, with the Laplace approximation's deviations at its weights.
+        folds: training rows that helped few validation rows out, each fold with the product of the fits to the others.
     """
 
     factors: dict[str, FittedHead]
     powers: dict[str, float]
     whole: FittedHead
+    folds: list[Held]
 
     @beside_blas()
     def again(self, config: HeadConfig, features: Features, rows: Sequence[LabelledRow]) -> DecisionHead:
@@ -87,19 +88,27 @@ def pool(
     precisions = {name: one.precisions for name, one in alone.items()}
     precisions[JOINT] = precisions[STATES][0], precisions[COUNTS][1], OFF
     heads = parts.on_all({name: one.head for name, one in alone.items()}, precisions)
-    held = {name: [Held(head, validation, validation_rows)] for name, head in heads.items()}
-    if seed is not None and len(validation_rows) < FEW_ROWS:
-        of_folds: list[dict[str, DecisionHead]] = []
+    of_folds: list[tuple[_Parts, dict[str, DecisionHead]]] = []
 
-        def again(few: Features, those: Sequence[LabelledRow]) -> DecisionHead:
-            of_folds.append(_Parts.of(config, few, those).solved(precisions))
-            return of_folds[-1][JOINT]
+    def again(few: Features, those: Sequence[LabelledRow]) -> DecisionHead:
+        of_fold = _Parts.of(config, few, those)
+        of_folds.append((of_fold, of_fold.solved(precisions)))
+        return of_folds[-1][1][JOINT]
 
-        for fold, of_fold in zip(folds_of(again, features, rows, seed), of_folds, strict=True):
-            for name, head in of_fold.items():
-                held[name].append(fold._replace(head=head))
+    folds = helping_folds(again, features, rows, len(validation_rows), seed)
+    held = {
+        name: [
+            Held(head, validation, validation_rows),
+            *(fold._replace(head=solved[name]) for fold, (_, solved) in zip(folds, of_folds, strict=True)),
+        ]
+        for name, head in heads.items()
+    }
     labels = torch.cat([labels_of(one.rows) for one in held[COUNTS]])
     powers = dict(zip(heads, _powers([_means(own, lora) for own in held.values()], labels), strict=True))
+    folds = [
+        fold._replace(head=of_fold.product(solved, precisions, powers))
+        for fold, (of_fold, solved) in zip(folds, of_folds, strict=True)
+    ]
 
     def fitted(head: DecisionHead, at: Precisions) -> FittedHead:
         found = head_log_probs(head.mean(lora), [row.row for row in validation_rows], validation)
@@ -108,7 +117,7 @@ def pool(
     factors = {name: fitted(head, precisions[name]) for name, head in heads.items()}
     of_product = _of_product(precisions, powers)
     at = of_product[STATES][0], of_product[COUNTS][1], OFF
-    return Pooled(factors, powers, fitted(parts.product(heads, precisions, powers), at))
+    return Pooled(factors, powers, fitted(parts.product(heads, precisions, powers), at), folds)
 
 
 @dataclass(frozen=True, slots=True)

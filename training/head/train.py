@@ -13,7 +13,7 @@ from blora.base_model import BaseModel
 from blora.config import CompanionConfig, HeadConfig, PosteriorConfig, SamplingConfig
 from blora.decision.familiarity import Familiarity
 from blora.decision.metrics import Metrics
-from blora.decision.temperature import FEW_ROWS, temper
+from blora.decision.temperature import temper
 from blora.errors import ConfigError
 from blora.inference.reading import readable_depths, trunk_of
 from blora.posterior.decision_head import DecisionHead, Features, HeadPosterior
@@ -21,7 +21,7 @@ from blora.posterior.draws import Draws
 from blora.posterior.inject import inject, n_layers_of
 from blora.posterior.posterior import Posterior
 from blora.training.config import HEAD_SCALES, TOLERANCE_NATS, TrainConfig
-from blora.training.head.crossfit import Held, Refit, folds_of, recalibrated
+from blora.training.head.crossfit import Held, Refit, helping_folds, recalibrated
 from blora.training.head.familiarity import familiarity_of, with_guesses
 from blora.training.head.features import read_features
 from blora.training.head.fit import PARTS, FittedHead, Precisions, Regression, fit_head
@@ -231,8 +231,7 @@ def fit_parts(
         features: features of the training rows.
         train: the training rows.
         validation_features: features of the validation rows.
-        validation: rows that choose precisions, width and recalibration, the last with training rows out of fold if
-            there are fewer than `FEW_ROWS`.
+        validation: rows that choose precisions, width and recalibration, the last with the help of `helping_folds`.
         sampling: number and seed of the adapter's draws.
         lora: the LoRA below the head, under which the features were read.
         alone: whether `parts` and `fitted` have the parts of the head's inputs by themselves too.
@@ -240,7 +239,7 @@ def fit_parts(
     above = ", above a LoRA" if lora.modules_shape else ""
     seed = sampling.seed if not lora.modules_shape else None  # a LoRA has been trained on the rows of every fold
     linear = train[0].row.readout == "linear"
-    fitted, again = (_fit_linear if linear else _fit_pointer)(
+    fitted, again, folds = (_fit_linear if linear else _fit_pointer)(
         config, features, train, validation_features, validation, lora.mean(), seed, alone=alone
     )
     found = [Part(NAMES[name][0 if linear else 1] + above, one.trial.metrics) for name, one in fitted.items()]
@@ -249,11 +248,9 @@ def fit_parts(
     best = fitted["both"]
     held = Held(best.head, validation_features, validation)
     trials = try_scales(lambda scale: held.log_probs(scale, lora, sampling), validation, HEAD_SCALES, TOLERANCE_NATS)
-    trial = served = choose(trials, TOLERANCE_NATS)
+    trial = choose(trials, TOLERANCE_NATS)
+    served = recalibrated(trial.scale, [held, *folds], lora, sampling) if folds else trial
     found.append(Part(f"head, {sampling.n_samples} draws{above}", trial.metrics))
-    if len(validation) < FEW_ROWS and seed is not None:
-        folds = folds_of(again, features, train, seed)
-        served = recalibrated(trial.scale, [held, *folds], lora, sampling)
     posterior = HeadPosterior(best.head.widen(trial.scale), lora)
     familiarity = familiarity_of(config.depths, features, train, validation_features, validation)
     probs = temper(held.log_probs(trial.scale, lora, sampling), served.temperature, served.lapse)
@@ -271,11 +268,11 @@ def _fit_linear(
     seed: int | None,
     *,
     alone: bool,
-) -> tuple[dict[str, FittedHead], Refit]:
-    """Return the fits of a linear head, as `TrainedHead.fitted` has them, and how it is fitted again."""
+) -> tuple[dict[str, FittedHead], Refit, list[Held]]:
+    """Return the fits of a linear head, as `TrainedHead.fitted` has them, how it is fitted again, and helping folds."""
     pooled = pool(config, features, train, validation_features, validation, lora, seed)
     logger.info("powers of the parts: %s", pooled.powers)
-    return {**(pooled.factors if alone else {}), "both": pooled.whole}, partial(pooled.again, config)
+    return {**(pooled.factors if alone else {}), "both": pooled.whole}, partial(pooled.again, config), pooled.folds
 
 
 def _fit_pointer(
@@ -288,13 +285,14 @@ def _fit_pointer(
     seed: int | None,
     *,
     alone: bool,
-) -> tuple[dict[str, FittedHead], Refit]:
+) -> tuple[dict[str, FittedHead], Refit, list[Held]]:
     """Return the same of a pointer head."""
     regression = Regression.of(config, features, train)
     regression.check_told_apart()
     parts = PARTS if alone else PARTS[-1:]
     fitted = {part: fit_head(regression, validation_features, validation, lora, part) for part in parts}
-    return fitted, partial(_again, config, fitted["both"].precisions)
+    again = partial(_again, config, fitted["both"].precisions)
+    return fitted, again, helping_folds(again, features, train, len(validation), seed)
 
 
 def _again(config: HeadConfig, precisions: Precisions, features: Features, rows: Sequence[LabelledRow]) -> DecisionHead:

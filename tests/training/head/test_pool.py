@@ -1,6 +1,7 @@
 """The product of the parts of a linear head, against the parts multiplied by hand, and its powers."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.draws import NO_LORA
 from blora.posterior.posterior import Posterior
 from blora.training.config import TOLERANCE_NATS
-from blora.training.head.fit import Regression, fit_head
+from blora.training.head.crossfit import N_FOLDS, folds_of
+from blora.training.head.fit import OFF, Regression, fit_head
 from blora.training.head.pool import MOST_POWER, Pooled, pool
 from blora.training.head.train import fit_parts
 from blora.training.rows.packed import LabelledRow, labels_of
@@ -171,6 +173,30 @@ def test_fitted_again_to_the_same_rows_it_is_the_same() -> None:
     half = range(0, len(train[1]), 2)
     fewer = found.again(BOTH, train[0].at(half), [train[1][i] for i in half])
     assert (fewer.weight - again.weight).norm() > 0.05 * again.weight.norm()
+
+
+def test_few_validation_rows_are_helped_by_folds_that_the_product_of_the_others_answers() -> None:
+    train, validation = linear_task(80, 1), linear_task(20, 2)
+    found = pooled(CONFIG, train, validation)
+    expected = folds_of(partial(found.again, CONFIG), *train, 0)
+    assert len(found.folds) == len(expected) == N_FOLDS
+    for fold, other in zip(found.folds, expected, strict=True):
+        assert [id(row) for row in fold.rows] == [id(row) for row in other.rows]
+        for name, tensor in other.head.tensors().items():
+            torch.testing.assert_close(fold.head.tensors()[name], tensor)
+    assert pooled(CONFIG, train, linear_task(100, 2)).folds == []  # so many need no help
+    assert pool(CONFIG, *train, *validation, NO_LORA, seed=None).folds == []
+
+
+def test_a_regression_on_states_alone_has_weights_of_zero_for_every_n_gram() -> None:
+    regression = Regression.of(CONFIG, *linear_task(80, 1))
+    of_states, of_both = (regression.solve(1.0, counts, OFF, None) for counts in (OFF, 1.0))
+    assert of_states.count_weight.shape == of_both.count_weight.shape == (regression.counts.shape[1], 3)
+    assert not of_states.count_weight.any()
+    assert of_both.count_weight.any()
+    after = regression.solve(1.0, OFF, OFF, of_both)  # from a start with weights of n-grams
+    assert not after.count_weight.any()
+    torch.testing.assert_close(after.weight, of_states.weight, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-8], ids=["all the same", "the same up to rounding"])
