@@ -92,8 +92,9 @@ def pool(
 
     def again(few: Features, those: Sequence[LabelledRow]) -> DecisionHead:
         of_fold = _Parts.of(config, few, those)
-        of_folds.append((of_fold, of_fold.solved(precisions)))
-        return of_folds[-1][1][JOINT]
+        solved = of_fold.solved(precisions)
+        of_folds.append((of_fold, solved))
+        return solved[JOINT]
 
     folds = helping_folds(again, features, rows, len(validation_rows), seed)
     held = {
