@@ -211,6 +211,7 @@ def _penalty(value: Tensor) -> Tensor:
 
 def _minimize(function: Callable[[float], float], low: float, high: float) -> float:
     """Return the minimiser of a function: the best point of a grid and of a finer one around it, then refined."""
+    # The prior's peak at 0 is narrower than a step of the first grid, whose odd number of points has one there.
     for n_points in (33, 9):
         grid = torch.linspace(low, high, n_points, dtype=torch.float64).tolist()
         best = min(range(n_points), key=lambda i: function(grid[i]))

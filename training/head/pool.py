@@ -78,7 +78,7 @@ def pool(
         validation: features of the validation rows, which choose precisions and powers.
         validation_rows: the validation rows.
         lora: the LoRA below the head, for the validation.
-        seed: seed of the folds that help fewer than `FEW_ROWS` validation rows; None where no row is out of fold.
+        seed: seed of the folds that help few validation rows, as for `helping_folds`.
     """
     parts = _Parts.of(config, features, rows)
     alone: dict[str, FittedHead] = {}
