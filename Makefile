@@ -164,6 +164,8 @@ bench: $(READY)  ## measure the documents' tables (a day), but for image, vllm, 
 	$(BIN)/python -m benchmarks.families
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.peers.twice
+	$(BIN)/python -m benchmarks.peers.lora
+	$(BIN)/python -m benchmarks.peers.lora --twice --seeds 1
 	$(BIN)/python -m benchmarks.peers.depths
 	$(BIN)/python -m benchmarks.peers.mirrored
 	$(MAKE) encoder

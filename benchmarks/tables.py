@@ -55,8 +55,9 @@ def _load(folder: str, name: str = "*") -> list[Result]:
 
 
 def _others() -> list[Result]:
-    """Return the results of the peers' sets read twice, by a sentence encoder or by both models, and of products."""
-    return _load("read_twice") + _load("encoder") + _load("companion") + _load("product")
+    """Return the results on the peers' sets that are not of `benchmarks.peers` itself nor of other programs."""
+    folders = ("peers_lora", "read_twice", "peers_lora_twice", "encoder", "companion", "product")
+    return [result for folder in folders for result in _load(folder)]
 
 
 def _programs() -> list[Result]:

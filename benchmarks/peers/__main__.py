@@ -3,10 +3,10 @@
 `python -m benchmarks.peers` trains, on every set: a logistic regression on the words of the texts, one on the frozen
 base model's states, one on these after contrast, and the head of `blora train`, whose posterior mean and draws are
 listed separately; where labels are few, other posteriors over the same weights; where they are levels, a cumulative
-link; on BANKING77, CLINC150 and ARC-Easy also heads above a LoRA, one for each seed. Questions that bring their own
-choices have the base model's log-probabilities in place of words and contrast. Validation rows come out of the training
-rows where a set has none of its own. Every method is listed as trained and recalibrated on the validation rows. Draws
-and LoRAs have seeds; all else is deterministic. `benchmarks.peers.training_free` asks AnyJev about the same sets, and
+link. Questions that bring their own choices have the base model's log-probabilities in place of words and contrast.
+Validation rows come out of the training rows where a set has none of its own. Every method is listed as trained and
+recalibrated on the validation rows. Draws have seeds; all else is deterministic. On the same rows,
+`benchmarks.peers.lora` measures heads above a LoRA, `benchmarks.peers.training_free` AnyJev, and
 `benchmarks.peers.decision_model` any2jev.
 """
 
@@ -19,27 +19,24 @@ from pathlib import Path
 from benchmarks.peers.contrast import contrast
 from benchmarks.peers.cumulative import cumulative_link
 from benchmarks.peers.figures import Scored
-from benchmarks.peers.heads import heads, heads_above_lora
+from benchmarks.peers.heads import heads
 from benchmarks.peers.reading import ReadSet, kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states, on_words
 from benchmarks.peers.results import begin, measure, write
 from benchmarks.peers.sets import SETS, TaskSet, load_set
 from benchmarks.server_process import ROOT
-from blora.base_model import BaseModel
 from blora.training.rows.packed import labels_of
 
 RESULTS = ROOT / "benchmarks" / "results" / "peers"
 
 
-def methods(task: TaskSet, base: BaseModel, read: ReadSet, keep: Path | None) -> Iterator[Scored]:
+def methods(task: TaskSet, read: ReadSet) -> Iterator[Scored]:
     """Yield what each method says of the test and the foreign rows of a set; the seeds of each method are adjacent."""
     if task.prompt.readout == "linear":
         yield from regressions(task, read)
     if task.ordered:
         yield from cumulative_link(read)
     yield from heads(read)
-    if task.with_lora:
-        yield from heads_above_lora(base, read, lambda seed: keep and keep / f"{task.name}-lora-{seed}.pt")
 
 
 def regressions(task: TaskSet, read: ReadSet) -> Iterator[Scored]:
@@ -57,15 +54,13 @@ def main() -> None:
     """Measure every set, or one, and write its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo's without data")
-    parser.add_argument(
-        "--keep", type=Path, help="folder that keeps the states and the LoRAs of each set, after each epoch"
-    )
+    parser.add_argument("--keep", type=Path, help="folder that keeps the states of each set")
     arguments = parser.parse_args()
     base, names = begin(RESULTS, arguments.set)
     for name in names:
         task, kept = load_set(name), arguments.keep / f"{name}.pt" if arguments.keep is not None else None
         read = kept_in(kept, partial(read_set, base, task))
-        result = measure(task, methods(task, base, read, arguments.keep))
+        result = measure(task, methods(task, read))
         write(RESULTS, result, base, f"python -m benchmarks.peers --set {name}")
 
 

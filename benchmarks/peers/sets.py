@@ -36,7 +36,6 @@ class TaskSet:
         foreign: rows that do not belong to the set, with a label that means nothing; may be empty.
         foreign_source: file name of the foreign rows, None if there are none.
         clear: (N,) mask of the test rows with one right answer, None if the set does not say.
-        with_lora: whether a LoRA is trained below the head too.
         ordered: whether the labels are levels, in order.
         proof: rows that prove thresholds, which are then applied to the test rows; without any, halves of the test rows
             do both.
@@ -50,7 +49,6 @@ class TaskSet:
     foreign: tuple[Example, ...] = ()
     foreign_source: str | None = None
     clear: Tensor | None = None
-    with_lora: bool = False
     ordered: bool = False
     proof: tuple[Example, ...] = ()
 
@@ -79,9 +77,9 @@ def load_set(name: str) -> TaskSet:
         return replace(task, proof=_examples(parts[3], QUESTIONS[name]), ordered=name == "mood")
     if name == "clinc150":
         parts = [read_lines(DATA / f"clinc150_{part}.jsonl") for part in ("train", "val", "test")]
-        return replace(_texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl"), with_lora=True)
+        return _texts(name, "{prompt}", parts, DATA / "clinc150_out_of_scope_test.jsonl")
     parts = [*_divided(read_lines(DATA / f"{name}_train.jsonl")), read_lines(DATA / f"{name}_test.jsonl")]
-    return replace(_texts(name, "{prompt}", parts, None), with_lora=True)
+    return _texts(name, "{prompt}", parts, None)
 
 
 def _texts(
@@ -130,7 +128,7 @@ def _questions(name: str, foreign: str) -> TaskSet:
     prompt = replace(NEW_PROMPT, template=DEFAULT_TEMPLATES["question"], readout="pointer")
     parts = [*_divided(read_lines(DATA / f"{name}_train.jsonl")), read_lines(DATA / f"{name}_test.jsonl")]
     train, validation, test = map(examples, parts)
-    return TaskSet(name, prompt, train, validation, test, examples(read_lines(DATA / foreign)), foreign, with_lora=True)
+    return TaskSet(name, prompt, train, validation, test, examples(read_lines(DATA / foreign)), foreign)
 
 
 def _divided(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -85,8 +85,8 @@ def headline(results: Sequence[Row], others: Sequence[Row], programs: Sequence[R
 
     Args:
         results: results of `benchmarks.peers`.
-        others: results of `benchmarks.peers.twice`, `.encoder`, `.companion` and `.product`, for some of the same
-            sets.
+        others: results of `benchmarks.peers.lora`, `.twice`, `.encoder`, `.companion` and `.product`, for some of the
+            same sets.
         programs: results of `benchmarks.peers.training_free` and `benchmarks.peers.decision_model`, for some of the
             same sets.
     """
@@ -116,8 +116,8 @@ def peers(results: Sequence[Row], others: Sequence[Row], programs: Sequence[Row]
 
     Args:
         results: results of `benchmarks.peers`.
-        others: results of `benchmarks.peers.twice`, `.encoder`, `.companion` and `.product`, for some of the same
-            sets.
+        others: results of `benchmarks.peers.lora`, `.twice`, `.encoder`, `.companion` and `.product`, for some of the
+            same sets.
         programs: results of `benchmarks.peers.training_free` and `benchmarks.peers.decision_model`, for some of the
             same sets.
     """
@@ -149,6 +149,15 @@ def _tables(results: Sequence[Row], others: Sequence[Row], programs: Sequence[Ro
     tables = [_table(result, [one for one in beside if one["set"] == result["set"]]) for result in ordered]
     notes = [note for about_them in NOTES for note in about_them(beside)]
     return "\n\n".join([*tables, about, *notes])
+
+
+def _about_lora(beside: Sequence[Row]) -> list[str]:
+    """Return where the heads above a LoRA come from."""
+    results = [result for result in beside if result["rows"][0]["method"] in ABOVE_LORA]
+    if not results:
+        return []
+    runs = ", ".join(f"`{result['command']}` (revision {result['revision']})" for result in results)
+    return [f"Above a LoRA, on {on_machines(results)}: {runs}."]
 
 
 def _about_read_twice(beside: Sequence[Row]) -> list[str]:
@@ -227,7 +236,10 @@ def _about_any2jev(beside: Sequence[Row]) -> list[str]:
 
 
 # What is said below the tables of methods that the results of `benchmarks.peers` do not have.
-NOTES = (_about_read_twice, _about_encoder, _about_both, _about_product, _about_training_free, _about_any2jev)
+NOTES = (
+    *(_about_lora, _about_read_twice, _about_encoder, _about_both, _about_product),
+    *(_about_training_free, _about_any2jev),
+)
 
 
 def _ratios(results: Sequence[Row], of: str, over: str) -> str:

@@ -12,56 +12,46 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.peers.figures import Scored
-from benchmarks.peers.heads import heads, heads_above_lora
-from benchmarks.peers.reading import SEEDS, ReadSet, cost_ms, kept_in, read_set
+from benchmarks.peers.heads import heads
+from benchmarks.peers.reading import ReadSet, cost_ms, kept_in, read_set
 from benchmarks.peers.regressions import Parts, on_states
 from benchmarks.peers.results import begin, measure, write
 from benchmarks.peers.sets import TaskSet, load_set
 from benchmarks.server_process import ROOT
-from blora.base_model import BaseModel
 from blora.training.rows.packed import labels_of
 
-__all__ = ["SETS", "methods", "twice"]
+__all__ = ["SETS", "methods", "named_twice", "twice"]
 
 RESULTS = ROOT / "benchmarks" / "results" / "read_twice"
 # Sets of short texts with fixed labels.
 SETS = ("demo", "banking77", "clinc150")
-WITH_LORA = ("clinc150",)
 
 
 def twice(task: TaskSet) -> TaskSet:
     """Return a set whose template holds the text twice, on lines of their own."""
     template = task.prompt.template.replace("{prompt}", "{prompt}\n{prompt}")
-    return replace(task, prompt=replace(task.prompt, template=template), with_lora=task.name in WITH_LORA)
+    return replace(task, prompt=replace(task.prompt, template=template))
 
 
-def methods(task: TaskSet, base: BaseModel, read: ReadSet, keep: Path | None) -> Iterator[Scored]:
+def methods(task: TaskSet, read: ReadSet) -> Iterator[Scored]:
     """Yield what each method says of the rows of a set of `twice`; the seeds of each method are adjacent."""
     labels = labels_of(read.train.rows), labels_of(read.validation.rows)
     states = {name: getattr(read, name).features.states.numpy() for name in task.parts()}
     regression = on_states(Parts(states, *labels))
-    yield _named(replace(regression, seconds=read.seconds + regression.seconds))
-    yield from map(_named, heads(read, with_others=False))
-    if task.with_lora:
-        kept = partial(_file, keep, task)
-        yield from map(_named, heads_above_lora(base, read, kept, SEEDS[:1]))
+    yield named_twice(replace(regression, seconds=read.seconds + regression.seconds))
+    yield from map(named_twice, heads(read, with_others=False))
 
 
-def _named(scored: Scored) -> Scored:
+def named_twice(scored: Scored) -> Scored:
+    """Return what a method says of a set of `twice` under a name that says so."""
     return replace(scored, method=f"{scored.method}, read twice")
-
-
-def _file(keep: Path | None, task: TaskSet, seed: int) -> Path | None:
-    return keep and keep / f"{task.name}-twice-lora-{seed}.pt"
 
 
 def main() -> None:
     """Measure every set of short texts, or one, and write its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, help="name of one set; by default all, but only the demo without data")
-    parser.add_argument(
-        "--keep", type=Path, help="folder that keeps the states and the LoRAs of each set, after each epoch"
-    )
+    parser.add_argument("--keep", type=Path, help="folder that keeps the states of each set")
     arguments = parser.parse_args()
     base, names = begin(RESULTS, arguments.set)
     for name in [name for name in names if name in SETS]:
@@ -70,7 +60,7 @@ def main() -> None:
         read = kept_in(keep and keep / f"{name}-twice.pt", partial(read_set, base, task))
         milliseconds = cost_ms([(base, once, read.config), (base, task, read.config)])
         costs = dict(zip(("once_ms", "twice_ms"), milliseconds, strict=True))
-        result = measure(task, methods(task, base, read, keep)) | costs
+        result = measure(task, methods(task, read)) | costs
         write(RESULTS, result, base, f"python -m benchmarks.peers.twice --set {name}")
 
 

@@ -13,8 +13,8 @@ from benchmarks.elsewhere import lora
 from benchmarks.elsewhere.modesty import WAYS
 from benchmarks.elsewhere.sets import Elsewhere
 from benchmarks.peers import heads as peer_heads
+from benchmarks.peers import lora as peer_lora
 from benchmarks.peers.figures import Scored
-from benchmarks.peers.heads import heads_above_lora
 from benchmarks.peers.reading import SEEDS, read_set
 from blora.base_model import load_base_model
 from blora.training.head.train import TrainedHead, train_below
@@ -39,7 +39,7 @@ def test_a_kept_lora_is_trained_on_after_its_last_epoch(tmp_path: Path, monkeypa
     read = read_set(base, task)
 
     def trained(folder: Path) -> Scored:
-        return next(heads_above_lora(base, read, lambda seed: folder / f"lora-{seed}.pt", SEEDS[:1]))
+        return next(peer_lora.methods(base, read, SEEDS[:1], folder / "some.pt"))
 
     begun_after: list[Path | None] = []
 
@@ -53,11 +53,11 @@ def test_a_kept_lora_is_trained_on_after_its_last_epoch(tmp_path: Path, monkeypa
         patch.setattr(peer_heads, "train_below", partial(train, callbacks=(EndAfterAnEpoch(),)))
         with pytest.raises(Killed):
             trained(tmp_path / "parts")
-    assert not (tmp_path / "parts" / "lora-0.pt").exists()
+    assert not (tmp_path / "parts" / "some-lora-0.pt").exists()
     torch.testing.assert_close(trained(tmp_path / "parts").test, whole.test, atol=1e-4, rtol=0)
-    assert begun_after == [None, None, tmp_path / "parts" / "lora-0" / "checkpoint-1"]
+    assert begun_after == [None, None, tmp_path / "parts" / "some-lora-0" / "checkpoint-1"]
     some = Elsewhere(task, {"some": len(task.foreign)}, labelled=True)
-    found = lora.measure(base, some, read, tmp_path / "whole" / "lora-0.pt")
+    found = lora.measure(base, some, read, tmp_path / "whole" / "some-lora-0.pt")
     assert len(begun_after) == 3
     below = whole.test.double().exp().mean(0)  # the posterior mean's, before recalibration; the draws' lie around it
     assert found["test"]["without guesses"]["accuracy"] == pytest.approx(

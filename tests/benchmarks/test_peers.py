@@ -190,7 +190,7 @@ def test_every_method_is_measured_and_shown(kind: str) -> None:
     task = replace(linear(), ordered=True) if kind == "linear" else pointer()
     base = load_base_model("embedded", dtype="float32")
     read = read_set(base, task)
-    result = measure(task, methods(task, base, read, None))
+    result = measure(task, methods(task, read))
     names = [row["method"] for row in result["rows"]][::2]
     first = "TF-IDF regression" if kind == "linear" else "base model's log-probabilities"
     ours = ["regression on frozen states", "head, posterior mean", "head, 64 draws"]

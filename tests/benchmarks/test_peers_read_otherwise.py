@@ -28,7 +28,7 @@ def test_a_text_read_twice_is_measured_and_shown_beside_the_other_methods() -> N
     assert tokens == [2 * len(base.tokenizer(row.prompt).input_ids) + 1 for row in task.test]  # and a line break
     costs = cost_ms([(base, once, read.config), (base, task, read.config)])
     assert 0 < costs[0] < costs[1]
-    result = measure(task, twice.methods(task, base, read, None))
+    result = measure(task, twice.methods(task, read))
     names = [row["method"] for row in result["rows"]][::2]
     simple = ["regression on frozen states", "head, posterior mean", "head, 64 draws"]
     assert names == [f"{name}, read twice" for name in simple]
