@@ -164,8 +164,10 @@ bench: $(READY)  ## measure the documents' tables (a day), but for image, vllm, 
 	$(BIN)/python -m benchmarks.families
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.peers.twice
-	$(BIN)/python -m benchmarks.peers.lora
-	$(BIN)/python -m benchmarks.peers.lora --twice --seeds 1
+	$(BIN)/python -m benchmarks.peers.lora --set banking77
+	$(BIN)/python -m benchmarks.peers.lora --set arc_easy
+	$(BIN)/python -m benchmarks.peers.lora --set clinc150 --seeds 1
+	$(BIN)/python -m benchmarks.peers.lora --set clinc150 --seeds 1 --twice
 	$(BIN)/python -m benchmarks.peers.depths
 	$(BIN)/python -m benchmarks.peers.mirrored
 	$(MAKE) encoder

@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, help="name of one set; by default all")
     parser.add_argument("--twice", action="store_true", help="read each text twice; not for ARC-Easy")
-    parser.add_argument("--seeds", type=int, choices=(1, 2, 3), default=len(SEEDS), help="number of LoRAs; 3 if absent")
+    parser.add_argument("--seeds", type=int, choices=(1, len(SEEDS)), default=len(SEEDS), help="number of LoRAs")
     parser.add_argument(
         "--keep", type=Path, help="folder that keeps the states and the LoRAs of each set, after each epoch"
     )

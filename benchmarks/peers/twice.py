@@ -2,7 +2,7 @@
 
 `python -m benchmarks.peers.twice` measures the sets of short texts as `benchmarks.peers` does, under templates that
 hold the text twice. On the second time, every token is read with the whole text before it, which a causal model does
-not do on the first. CLINC150 also has a head above one LoRA. For the cost, texts are read alone, each once and twice.
+not do on the first. For the cost, texts are read alone, each once and twice.
 """
 
 import argparse

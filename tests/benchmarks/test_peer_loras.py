@@ -16,6 +16,9 @@ from benchmarks.peers import heads as peer_heads
 from benchmarks.peers import lora as peer_lora
 from benchmarks.peers.figures import Scored
 from benchmarks.peers.reading import SEEDS, read_set
+from benchmarks.peers.results import measure
+from benchmarks.peers.table import peers
+from benchmarks.peers.twice import named_twice
 from blora.base_model import load_base_model
 from blora.training.head.train import TrainedHead, train_below
 from blora.training.rows.packed import labels_of
@@ -56,6 +59,13 @@ def test_a_kept_lora_is_trained_on_after_its_last_epoch(tmp_path: Path, monkeypa
     assert not (tmp_path / "parts" / "some-lora-0.pt").exists()
     torch.testing.assert_close(trained(tmp_path / "parts").test, whole.test, atol=1e-4, rtol=0)
     assert begun_after == [None, None, tmp_path / "parts" / "some-lora-0" / "checkpoint-1"]
+    result = measure(task, map(named_twice, peer_lora.methods(base, read, SEEDS[:1], tmp_path / "whole" / "some.pt")))
+    machine = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "command": "python -m some"}
+    measured = result | machine | {"set": "demo", "base_model": "tiny", "dtype": "float32"}
+    shown = peers([measured | {"rows": []}], [measured], [])
+    assert "| head above a LoRA, posterior mean, read twice |" in shown
+    assert "A LoRA whose posterior mean has no spread was trained with one seed." in shown
+    assert "Above a LoRA, on 2 cores of some: `python -m some` (revision abc)." in shown
     some = Elsewhere(task, {"some": len(task.foreign)}, labelled=True)
     found = lora.measure(base, some, read, tmp_path / "whole" / "some-lora-0.pt")
     assert len(begun_after) == 3
@@ -64,3 +74,12 @@ def test_a_kept_lora_is_trained_on_after_its_last_epoch(tmp_path: Path, monkeypa
         (below.argmax(-1) == labels_of(read.test.rows)).double().mean().item(), abs=0.1
     )
     assert set(found["foreign"]["some"]["ways"]) == set(WAYS)
+
+
+def test_texts_that_bring_their_choices_are_not_read_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["lora", "--set", "arc_easy", "--twice"])
+    with pytest.raises(SystemExit):
+        peer_lora.main()
+    assert "got --twice for arc_easy, expected a set of short texts, banking77 or clinc150" in capsys.readouterr().err
