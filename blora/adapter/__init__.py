@@ -9,6 +9,7 @@ from blora.adapter.folder import (
     attach,
     check_output,
     load_adapter,
+    new_adapter,
     read_config,
     save_adapter,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "check_output",
     "is_adapter",
     "load_adapter",
+    "new_adapter",
     "read_config",
     "save_adapter",
 ]

@@ -15,7 +15,9 @@ card. Writing an adapter again replaces these files and leaves every other entry
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from blora.base_model import BaseModel
 from blora.config import FORMAT_VERSION, AdapterConfig
 from blora.decision.abstention import Policy
 from blora.decision.familiarity import Familiarity, stored_bytes
-from blora.disk.atomic import new_folder
+from blora.disk.atomic import HIDDEN, new_folder, remove_abandoned
 from blora.disk.cache import check_own
 from blora.disk.files import TensorsFile, file_digest, is_present, read_json
 from blora.errors import AdapterError, BloraError, ConfigError
@@ -51,6 +53,7 @@ __all__ = [
     "attach",
     "check_output",
     "load_adapter",
+    "new_adapter",
     "read_config",
     "save_adapter",
 ]
@@ -100,13 +103,20 @@ def check_output(path: Path | str) -> None:
     """Raise an error unless an adapter may be written to a path.
 
     Raises:
-        AdapterError: if the path is taken by something that is not an adapter, or by an adapter in the hub's cache.
+        AdapterError: if the path is taken by something that is not an adapter, or by an adapter in the hub's cache, or
+            this user may not write there.
     """
     path = Path(path)
     check_own(path)
     if path.exists() and not path.is_dir():
         raise AdapterError(f"got output {path}, which is a file; expected a new or an adapter's folder")
-    if path.is_dir() and any(path.iterdir()) and not is_adapter(path):
+    there = next(folder for folder in (path.resolve(), *path.resolve().parents) if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise AdapterError(
+            f"got output {path}, expected a folder in which this user may write, which {there} is not: name another, "
+            "or change its permissions"
+        )
+    if path.is_dir() and not is_adapter(path) and any(not file.name.startswith(HIDDEN) for file in path.iterdir()):
         raise AdapterError(f"got output folder {path}, which holds other files; expected a new or an adapter's folder")
     if taken := [name for name in OWN_FILES if (path / name).is_dir()]:
         raise AdapterError(f"got folders {', '.join(taken)} in {path}, where the adapter's files go; move them away")
@@ -119,19 +129,12 @@ def save_adapter(
     base: BaseModel,
     familiarity: Familiarity | None = None,
 ) -> None:
-    """Write an adapter directory; a new one appears complete or not at all.
-
-    In the folder of an earlier adapter its files are replaced, of its calibration.json the record of asks stays (see
-    `calibration_file.carry_over`), and so does everything else. Until the last file is in place the folder has no
-    config, and `load_adapter` refuses it.
+    """Write an adapter directory: see `new_adapter`.
 
     Raises:
         AdapterError: see `check_output`.
     """
-    path = Path(path)
-    check_output(path)
-    folder = path.resolve()  # a link to a folder stays, and the folder is written
-    with new_folder(folder, place=_put) as partial:
+    with new_adapter(path) as partial:
         if isinstance(posterior, HeadPosterior):
             head = {name: tensor.contiguous() for name, tensor in posterior.head.tensors().items()}
             head |= {name: tensor.half() for name, tensor in head.items() if name.endswith("directions")}
@@ -142,7 +145,23 @@ def save_adapter(
         if config.modules:
             _save_lora(partial, posterior.lora if isinstance(posterior, HeadPosterior) else posterior, config, base)
         (partial / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        (partial / CARD_FILE).write_text(model_card(config, folder.name), encoding="utf-8")
+        (partial / CARD_FILE).write_text(model_card(config, Path(path).resolve().name), encoding="utf-8")
+
+
+@contextmanager
+def new_adapter(path: Path | str) -> Iterator[Path]:
+    """Yield a hidden folder for an adapter's files, which are moved to a path when the context ends without an error.
+
+    A new folder appears complete or not at all. In the folder of an earlier adapter its files are replaced, of its
+    calibration.json the record of asks stays (see `calibration_file.carry_over`), and so does everything else. Until
+    the last file is in place the folder has no config, and `load_adapter` refuses it.
+
+    Raises:
+        AdapterError: see `check_output`.
+    """
+    check_output(path)
+    with new_folder(Path(path).resolve(), place=_put) as partial:  # a link to a folder stays, the folder is written
+        yield partial
 
 
 def _save_lora(folder: Path, posterior: Posterior, config: AdapterConfig, base: BaseModel) -> None:
@@ -161,7 +180,7 @@ def _put(new: Path, folder: Path) -> None:
     LICENSE, links, nested folders) are never moved, so no crash can misplace them; and the folder exists at every
     moment, since a watching server would unload the adapter of a missing folder. A crash half-way leaves a folder
     without a config, never a mix that loads; the old config and all new files still exist, in the folder and in the
-    hidden one beside it, and `read_config` tells how to finish.
+    hidden one inside it, and `read_config` tells how to finish.
     """
     if not folder.exists():
         new.replace(folder)
@@ -181,6 +200,7 @@ def _put(new: Path, folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     unfinished.unlink()
     new.rmdir()
+    remove_abandoned(folder)
 
 
 def _keep_edited_card(folder: Path) -> None:

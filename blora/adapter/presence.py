@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from blora.disk.atomic import HIDDEN
 from blora.disk.files import is_present
 
 __all__ = ["ADVICE", "CONFIG_FILE", "UNFINISHED_FILE", "how_to_finish", "is_adapter"]
@@ -31,7 +32,7 @@ def how_to_finish(folder: Path) -> str:
     )
     again = "train again into the same folder"
     if (rest := _hidden_rest(folder)) is None:
-        return f"{got}{again}, because no folder .partial-{folder.name}-* with the new files was found beside it"
+        return f"{got}{again}, because no folder {HIDDEN}{folder.name}-* with the new files was found in it"
     return (
         f"{got}finish it: move the files of {rest} into {folder}, {CONFIG_FILE} last, and remove {UNFINISHED_FILE}, "
         f"which has the settings of the earlier files; or {again}"
@@ -44,8 +45,8 @@ def _hidden_rest(folder: Path) -> Path | None:
     Of several, this is the one that was changed last: an earlier write's files were replaced by a later one's.
     """
     try:
-        beside = [path for path in folder.parent.iterdir() if path.name.rpartition("-")[0] == f".partial-{folder.name}"]
-        complete = [path for path in beside if (path / CONFIG_FILE).is_file()]  # written last, and moved last
+        hidden = [path for path in folder.iterdir() if path.name.rpartition("-")[0] == f"{HIDDEN}{folder.name}"]
+        complete = [path for path in hidden if (path / CONFIG_FILE).is_file()]  # written last, and moved last
         return max(complete, key=lambda path: path.stat().st_mtime_ns, default=None)
-    except OSError:  # a parent that cannot be read, or a folder that has just been removed
+    except OSError:  # a folder that cannot be read, or has just been removed
         return None

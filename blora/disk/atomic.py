@@ -10,8 +10,10 @@ from pathlib import Path
 
 from blora.errors import AdapterError
 
-__all__ = ["locked", "new_folder", "remove_abandoned", "write_file"]
+__all__ = ["HIDDEN", "locked", "new_folder", "remove_abandoned", "write_file"]
 
+# How the names of hidden files and folders begin.
+HIDDEN = ".partial-"
 # Age at which a hidden folder counts as abandoned; no conversion or download takes a day.
 STALE_S = 24 * 3600
 
@@ -38,7 +40,7 @@ def write_file(file: Path, text: str, *, prepare: Callable[[int], None] = _reada
         text: the new contents.
         prepare: sets owner and mode of the open file, given its descriptor; by default everybody may read the file.
     """
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".partial-{file.name}-")
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f"{HIDDEN}{file.name}-")
     partial = Path(name)
     try:
         with open(descriptor, "w", encoding="utf-8") as out:
@@ -95,13 +97,20 @@ def _lock(descriptor: int, folder: Path, *, required: bool) -> None:
 def new_folder(folder: Path, *, place: Callable[[Path, Path], None] | None = None) -> Iterator[Path]:
     """Yield an empty hidden folder, which becomes the target folder when the context ends without an error.
 
+    The hidden folder is beside the target, or in one that exists and has a `place`: the target may be a mount, which is
+    a file system of its own, or its parent may be closed to this user.
+
     Args:
-        folder: the target folder, beside the hidden one; missing parents are created.
+        folder: the target folder; missing parents are created.
         place: moves the finished folder to the target, while no other does, and handles a target that exists and
             failures of the move; by default the folder is renamed.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".partial-{folder.name}-"))
+    if place is not None and folder.is_dir():
+        around = folder
+    else:
+        around = folder.parent
+        around.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=around, prefix=f"{HIDDEN}{folder.name}-"))
     try:
         yield partial
         for written in (*partial.rglob("*"), partial):
@@ -114,15 +123,15 @@ def new_folder(folder: Path, *, place: Callable[[Path, Path], None] | None = Non
         raise
     if place is not None:
         with ExitStack() as locks:
-            for held in (folder.parent, *([folder] if folder.is_dir() else [])):
+            for held in dict.fromkeys((around, *([folder] if folder.is_dir() else []))):
                 locks.enter_context(locked(held, required=False))
             place(partial, folder)
-    _flush(folder.parent)
+    _flush(around)
 
 
 def remove_abandoned(parent: Path) -> None:
     """Remove the hidden folders of `new_folder` that processes left behind when they were killed, a day later."""
-    for partial in parent.glob(".partial-*"):
+    for partial in parent.glob(f"{HIDDEN}*"):
         with suppress(FileNotFoundError):  # another process has just completed it
             if partial.stat().st_mtime < time.time() - STALE_S:
                 shutil.rmtree(partial, ignore_errors=True)

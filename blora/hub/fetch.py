@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from blora.adapter import OWN_FILES, adapter_digest, check_output
+from blora.adapter import OWN_FILES, adapter_digest, check_output, new_adapter
 from blora.disk.atomic import new_folder, remove_abandoned, write_file
 from blora.disk.cache import ORIGIN_FILE, cache_folder
 from blora.disk.files import file_digest, read_json
@@ -77,7 +77,7 @@ def pull(name: HubName, output: Path) -> None:
     if output.is_dir() and any(output.iterdir()):
         raise AdapterError(f"got output {output}, which holds an adapter, expected a new folder: name another")
     cached = fetch(name)
-    with new_folder(output) as partial:
+    with new_adapter(output) as partial:
         for file in OWN_FILES:
             if (cached / file).exists():
                 shutil.copyfile(cached / file, partial / file)

@@ -1,5 +1,6 @@
 import copy
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -305,7 +306,38 @@ def test_a_save_that_is_interrupted_leaves_no_mix_that_loads_and_may_be_repeated
         assert (load_adapter(folder, llama).digest == before) == (n_done == 0)
     saved(folder, llama, method="lora")
     assert load_adapter(folder, llama).config.posterior.method == "lora"
-    assert sorted(contents(folder)) == sorted([*own, *OF_LORA, "README.md"])
+    hidden = {name for name in contents(folder) if name.startswith(".partial-triage-")}  # what was interrupted
+    assert contents(folder).keys() - hidden == {*own, *OF_LORA, "README.md"}
+
+
+def test_an_adapter_is_written_inside_a_folder_that_exists(
+    tmp_path: Path, llama: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, move = tmp_path / "mount", Path.replace
+    folder.mkdir()
+    (folder / ".partial-mount-abandoned").mkdir()
+    os.utime(folder / ".partial-mount-abandoned", (0, 0))
+
+    def replace(source: Path, target: Path) -> Path:
+        assert {folder} <= {*source.parents} & {*target.parents}, "the folder is a file system of its own"
+        return move(source, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    for method in ("bayesian", "lora"):
+        saved(folder, llama, method=method)
+        assert load_adapter(folder, llama).config.posterior.method == method
+    assert not [*folder.glob(".*")]
+
+
+def test_a_folder_that_is_closed_to_the_user_is_refused_before_training(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in (tmp_path, folder))
+    for output, closed in ((tmp_path / "a" / "b", tmp_path), (folder, folder)):
+        with pytest.raises(AdapterError, match=f"got output {output}, expected a folder in which this user may write"):
+            check_output(output)
+        with pytest.raises(AdapterError, match=f"which {closed} is not: name another, or change its permissions"):
+            check_output(output)
 
 
 def test_two_saves_at_once_leave_the_files_of_one(tmp_path: Path, llama: BaseModel) -> None:

@@ -42,7 +42,7 @@ def told(folder: Path) -> str:
 
 
 def hidden(folder: Path) -> set[Path]:
-    return set(folder.parent.glob(f".partial-{folder.name}-*"))
+    return set(folder.glob(f".partial-{folder.name}-*"))
 
 
 def follow(message: str) -> None:
@@ -77,9 +77,9 @@ def test_the_hidden_folder_that_changed_last_is_named(folder: Path, llama: BaseM
     [second] = hidden(folder) - {first}
     for age, partial in enumerate((second, first)):
         os.utime(partial, ns=(0, 10**9 - age))
-    without_settings = folder.parent / ".partial-triage-begun"
+    without_settings = folder / ".partial-triage-begun"
     without_settings.mkdir()
-    of_triage_two = shutil.copytree(second, folder.parent / ".partial-triage-two-abc")
+    of_triage_two = shutil.copytree(second, folder / ".partial-triage-two-abc")
     os.utime(of_triage_two)
     message = told(folder)
     assert f"move the files of {second} into" in message
@@ -117,7 +117,7 @@ def test_what_is_half_written_is_not_made_bayesian(
     assert "because a write of it was interrupted" in capsys.readouterr().err
 
 
-def test_beside_a_folder_that_cannot_be_listed_no_hidden_one_is_found(
+def test_in_a_folder_that_cannot_be_listed_no_hidden_one_is_found(
     folder: Path, llama: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(folder, llama, 2, method="lora")
@@ -126,7 +126,7 @@ def test_beside_a_folder_that_cannot_be_listed_no_hidden_one_is_found(
         raise PermissionError
 
     monkeypatch.setattr(Path, "iterdir", refused)
-    assert "no folder .partial-triage-* with the new files was found beside it" in told(folder)
+    assert "no folder .partial-triage-* with the new files was found in it" in told(folder)
 
 
 def test_the_error_names_the_folder_behind_a_dot_or_a_link(

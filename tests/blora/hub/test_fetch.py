@@ -345,3 +345,16 @@ def test_a_copy_is_ones_own(remote: Hub, adapter: Path, tmp_path: Path) -> None:
         check_own(fetch(NAME))
     with pytest.raises(AdapterError, match="expected a new folder"):
         pull(NAME, tmp_path / "copy")
+
+
+def test_a_copy_may_go_into_an_empty_folder_or_a_link_to_one(
+    remote: Hub, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(remote, adapter)
+    for name in ("here", "linked"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("linked")
+    monkeypatch.chdir(tmp_path / "here")
+    pull(NAME, Path())
+    pull(NAME, tmp_path / "link")
+    assert contents(tmp_path / "here") == contents(tmp_path / "linked") == own(adapter)
