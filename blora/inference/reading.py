@@ -130,7 +130,8 @@ def _features(
 
 def _grams_of(rows: Sequence[PackedRow]) -> tuple[Tensor, ...]:
     """Return the n-grams of each row's text: see `grams_of`. An interruption may come between two texts."""
-    texts = [row.text[: MOST_PER_TOKEN * row.prompt_tokens] for row in rows]
+    # White space counts once: in a run of any length it is part of no n-gram, and the limit must not be all of it.
+    texts = [" ".join(row.text.split())[: MOST_PER_TOKEN * row.prompt_tokens] for row in rows]
     found = {text: grams_of(text) for text in between([*dict.fromkeys(texts)])}
     return tuple(found[text] for text in texts)
 

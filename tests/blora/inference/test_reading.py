@@ -90,6 +90,17 @@ def test_characters_that_are_no_tokens_cost_next_to_nothing_and_each_text_can_be
         assert torch.equal(grams, grams_of(one.text[: MOST_PER_TOKEN * one.prompt_tokens]))
 
 
+@pytest.mark.parametrize("space", ["\n" * 100_000, "\u3000" * 100_000])
+def test_white_space_takes_no_n_grams_away(space: str) -> None:
+    base = tiny_base("llama")
+    row = packed(base, TEXTS[0], "linear")
+    rows = [
+        replace(row, text=text) for text in (f"{space}{row.text}", row.text.replace(" ", space), f"{row.text}{space}")
+    ]
+    for grams in read_rows(base.model, rows, config_of(base, "linear"), NO_LORA).grams:
+        assert torch.equal(grams, grams_of(row.text))
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "gemma2"])
 def test_a_pointer_head_reads_each_choice_as_if_it_were_alone(architecture: str) -> None:
     base = tiny_base(architecture)
