@@ -336,6 +336,10 @@ class Batcher(Generic[P, R]):
         except asyncio.CancelledError:
             self._give_up(items)
             raise
+        except Exception as exc:  # of the records after a pass: nobody else would tell those who wait
+            for item in items:
+                if not item.future.done():
+                    item.future.set_exception(exc)
         finally:
             if run in self._parked:  # a parked run only ends by being cancelled
                 self._parked.remove(run)

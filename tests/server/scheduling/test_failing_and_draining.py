@@ -46,6 +46,23 @@ async def test_a_failure_is_remembered_until_a_success() -> None:
         assert [seconds >= 0.009 for seconds in b.notes.worked_s] == [True, True]
 
 
+@pytest.mark.parametrize("record", ["worked", "forward_done", "waited"])
+async def test_a_record_that_fails_is_told_at_once(record: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no room for the record")
+
+    async with bench() as b:
+        held = await b.hold()
+        monkeypatch.setattr(b.notes, record, fail)
+        tasks = [b.submit(name) for name in ("one", "two")]
+        await settle()
+        for failure in await b.release(held, *tasks):
+            assert isinstance(failure, RuntimeError)
+            assert str(failure) == "no room for the record"
+        monkeypatch.undo()
+        assert (await b.submit("three")).result == "THREE"
+
+
 async def test_a_timeout_of_the_worker_is_no_deadline() -> None:
     async def run(payloads: Sequence[str], control: Control) -> list[str]:
         raise TimeoutError("the device is slow")
