@@ -5,7 +5,7 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from blora.disk.atomic import write_file
+from blora.disk.atomic import locked, write_file
 from blora.errors import ConfigError
 
 __all__ = ["SUMMARY", "main"]
@@ -42,22 +42,23 @@ def main(argv: list[str]) -> int:
     from blora.server.keys import line_of, new_key, read_keys
 
     key = new_key()
-    before = arguments.file.read_text() if arguments.file.exists() else ""
-    old = {known.name: known for known in read_keys(before, arguments.file).values()}.get(arguments.name)
-    if old is not None and not arguments.again:
-        raise ConfigError(
-            f"a key named {arguments.name!r} is in {arguments.file} already: choose another name, or make a further "
-            "key for the same owner with --again"
-        )
-    if old is None and arguments.again:
-        raise ConfigError(f"no key named {arguments.name!r} is in {arguments.file} yet: leave --again out")
-    if old is not None:
-        line = line_of(old.name, old.scope, key, sorted(old.adapters or ()))
-    else:
-        line = line_of(arguments.name, "admin" if arguments.admin else "predict", key, arguments.adapters)
-    after = before + ("" if before.endswith("\n") or not before else "\n") + line + "\n"
-    read_keys(after, arguments.file)  # a file that the server would refuse must not replace a valid one
-    _replace(arguments.file, after)
+    with locked(arguments.file.resolve().parent, required=False):  # another run must not lose its key, nor this one
+        before = arguments.file.read_text() if arguments.file.exists() else ""
+        old = {known.name: known for known in read_keys(before, arguments.file).values()}.get(arguments.name)
+        if old is not None and not arguments.again:
+            raise ConfigError(
+                f"a key named {arguments.name!r} is in {arguments.file} already: choose another name, or make a "
+                "further key for the same owner with --again"
+            )
+        if old is None and arguments.again:
+            raise ConfigError(f"no key named {arguments.name!r} is in {arguments.file} yet: leave --again out")
+        if old is not None:
+            line = line_of(old.name, old.scope, key, sorted(old.adapters or ()))
+        else:
+            line = line_of(arguments.name, "admin" if arguments.admin else "predict", key, arguments.adapters)
+        after = before + ("" if before.endswith("\n") or not before else "\n") + line + "\n"
+        read_keys(after, arguments.file)  # a file that the server would refuse must not replace a valid one
+        _replace(arguments.file, after)
     print(key)
     sys.stderr.write(f"added {arguments.name} to {arguments.file}\n")
     return 0

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,20 @@ def test_the_command_shows_a_key_and_keeps_its_hash(
     assert key not in file.read_text()
     assert len(file.read_text().splitlines()) == 2
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_keys_that_are_made_at_once_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = key_command._replace
+
+    def slowly(file: Path, text: str) -> None:
+        time.sleep(0.02)
+        replace(file, text)
+
+    monkeypatch.setattr(key_command, "_replace", slowly)
+    names = [f"user{k}" for k in range(6)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert [*pool.map(lambda name: main([name, "--file", str(tmp_path / "keys")]), names)] == [0] * len(names)
+    assert sorted(line.split()[0] for line in (tmp_path / "keys").read_text().splitlines()) == names
 
 
 @pytest.mark.parametrize(
