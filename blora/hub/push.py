@@ -79,8 +79,17 @@ def _check_calibration(folder: Path, digest: str) -> None:
 
 
 def _card(folder: Path, name: str) -> str:
-    """Return the card in an adapter's folder; one that nobody has edited is written anew, under another name."""
+    """Return the card in an adapter's folder; one that nobody has edited is written anew, under another name.
+
+    Raises:
+        AdapterError: if the card is a link, which may lead to a file that is not meant for the hub, or not UTF-8.
+    """
     file, config = folder / CARD_FILE, read_config(folder)
-    if file.is_file() and is_edited(text := file.read_text(encoding="utf-8"), config):
-        return text
+    if file.is_symlink():
+        raise AdapterError(f"got {file}, which is a link to {file.readlink()}, expected a file: copy it there")
+    try:
+        if file.is_file() and is_edited(text := file.read_text(encoding="utf-8"), config):
+            return text
+    except UnicodeDecodeError as exc:
+        raise AdapterError(f"got {file}, which is not UTF-8 ({exc.reason}), expected text: write it in UTF-8") from exc
     return model_card(config, name)

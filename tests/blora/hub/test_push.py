@@ -57,6 +57,20 @@ def test_an_edited_card_stays(remote: Hub, adapter: Path) -> None:
     assert files(remote)["README.md"] == b"# mine\n"
 
 
+def test_a_card_that_is_a_link_or_no_text_is_not_pushed(remote: Hub, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("of this machine")
+    card = adapter / "README.md"
+    card.unlink()
+    card.symlink_to(tmp_path / "secret")
+    with pytest.raises(AdapterError, match=f"which is a link to {tmp_path / 'secret'}, expected a file: copy it there"):
+        push(adapter, "acme/tickets")
+    card.unlink()
+    card.write_bytes(b"caf\xe9")
+    with pytest.raises(AdapterError, match="which is not UTF-8"):
+        push(adapter, "acme/tickets")
+    assert not remote.repositories
+
+
 def test_a_card_that_nobody_edited_gets_the_name_of_the_repository(remote: Hub, adapter: Path) -> None:
     card = (adapter / "README.md").read_text()
     (adapter / "README.md").write_text(model_card(read_config(adapter), "as-it-was-pulled"))
