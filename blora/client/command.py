@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
         prediction = client.predict(
             sys.stdin.read() if arguments.prompt == "-" else arguments.prompt,
             adapter=arguments.adapter,
-            choices=choices_of(arguments.choices) if arguments.choices else None,
+            choices=choices_of(arguments.choices) if arguments.choices is not None else None,
             n_samples=arguments.n_samples,
             policy=read_policy(arguments) or None,
         )

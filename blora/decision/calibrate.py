@@ -79,6 +79,9 @@ def calibrate(
         goal = replace(goal, max_false_alarms=1.0)
     goal.check_rows(len(labels))
     goal.check_draws(binding.n_samples)
+    draws = temper(log_probs, binding.temperature, binding.lapse)
+    if not bool(draws.isfinite().all()):
+        raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
     tuning, proof = split_rows(len(labels), goal.seed)
     gate, passing = None, None
     if distances is not None and goal.max_false_alarms < 1:
@@ -91,9 +94,6 @@ def calibrate(
     if goal.max_missed < 1:
         goal.check_choices(choices, labels[passing[1] if passing is not None else proof])
         right = one_hot(labels.long(), len(choices))
-    draws = temper(log_probs, binding.temperature, binding.lapse)
-    if not bool(draws.isfinite().all()):
-        raise NumericalError("got probabilities that are not finite, expected finite ones: score in float32")
     probs = draws if guesses is None else modest(draws, guesses, ~log_probs.isneginf().all(0))
     asks = (*earlier(), goal.ask_in(binding.dtype))
     stages = _stages(probs, draws, labels, binding.stop_error, goal.score)

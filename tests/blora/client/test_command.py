@@ -78,6 +78,11 @@ def test_flags_become_fields(asked: list[dict[str, Any]]) -> None:
     ]
 
 
+def test_choices_that_a_shell_left_empty_are_sent_so_that_the_server_refuses_them(asked: list[dict[str, Any]]) -> None:
+    main(["why?", "--choices", ""])
+    assert asked[0]["choices"] == [""]
+
+
 def test_white_space_around_choices_does_not_count(asked: list[dict[str, Any]]) -> None:
     main(["why?", "--choices", "a | b"])
     assert asked[0]["choices"] == ["a", "b"]
