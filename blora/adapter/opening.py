@@ -24,6 +24,8 @@ __all__ = ["base_model_of", "check_lora_base", "dtype_for_adapters", "open_adapt
 logger = logging.getLogger(__name__)
 
 COMMIT = re.compile("[0-9a-f]{40}")
+# A model on the hub, with its owner.
+ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@.+)?")
 # What stands for a folder or a file that is not known.
 PATH = "PATH"
 
@@ -47,21 +49,35 @@ def open_base(base_model: str, *, device: str, dtype: str) -> BaseModel:
 
 
 def _split(base_model: str) -> tuple[str, str | None]:
-    """Return the specs of a base model and of its companion; a + in the path of a folder or a file divides nothing.
+    """Return the specs of a base model and of its companion.
+
+    A + in the path of a folder or a file divides nothing, nor does one in a revision: after an @, a + divides before a
+    path that exists, or before owner/name.
 
     >>> _split("embedded+owner/encoder@v1")
     ('embedded', 'owner/encoder@v1')
-    >>> _split("owner/model")
-    ('owner/model', None)
+    >>> _split("owner/model@v1+cu118+owner/encoder")
+    ('owner/model@v1+cu118', 'owner/encoder')
+    >>> _split("owner/model@v1+cu118")
+    ('owner/model@v1+cu118', None)
     """
     places = [place for place, sign in enumerate(base_model) if sign == "+"]
     if not places or os.path.exists(base_model):
         return base_model, None
-    found = next((place for place in reversed(places) if os.path.exists(base_model[:place])), places[0])
+    found = next((place for place in reversed(places) if os.path.exists(base_model[:place])), None)
+    if found is None:
+        found = next((place for place in places if _divides(base_model[:place], base_model[place + 1 :])), None)
+    if found is None:
+        return base_model, None
     own, companion = base_model[:found], base_model[found + 1 :]
     if not own or not companion:
         raise BaseModelError(f"got base model {base_model!r}, expected one before the + and an encoder after it")
     return own, companion
+
+
+def _divides(own: str, companion: str) -> bool:
+    """Return whether the + between two texts divides two models, rather than being part of the revision before it."""
+    return "@" not in own or os.path.exists(companion) or ON_HUB.fullmatch(companion) is not None
 
 
 def open_adapter(
