@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from blora.config import HeadConfig
+from blora.decision.metrics import refuse_rows
 from blora.inference.branches import n_shared
 from blora.inference.packing import by_length
 from blora.inference.reading import read_prefix, read_rows
@@ -26,7 +27,11 @@ __all__ = ["read_features"]
 def read_features(
     model: PreTrainedModel, rows: Sequence[LabelledRow], config: HeadConfig, lora: Draws, about: str
 ) -> Features:
-    """Return the features of all rows on the CPU, those of a pointer head row after row: see `Features.owner`."""
+    """Return the features of all rows on the CPU, those of a pointer head row after row: see `Features.owner`.
+
+    Raises:
+        NumericalError: if a state is not finite, as after an overflow in float16.
+    """
     packed = [row.row for row in rows]
     pointer = packed[0].readout == "pointer"
     states: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -47,6 +52,8 @@ def read_features(
                 if found.grams:
                     grams[i] = found.grams[place]
             bar.update(len(picked))
+    finite = [bool(own.isfinite().all() & prompt.isfinite().all()) for own, prompt in zip(states, prompts, strict=True)]
+    refuse_rows(~torch.tensor(finite), "states that are not finite", "finite ones, as in --dtype float32")
     if not pointer:
         own = tuple(grams) if config.n_grams else ()
         return Features(torch.stack(states), torch.stack(counts), torch.stack(prompts), grams=own)

@@ -8,6 +8,7 @@ import torch
 
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig
+from blora.errors import NumericalError
 from blora.inference.packing import PackedRow
 from blora.inference.prefix import Prefix
 from blora.posterior.inject import inject
@@ -51,6 +52,27 @@ def test_a_question_with_many_choices_does_not_widen_the_others(base: BaseModel)
     assert own is not None
     assert torch.equal(own[0], found.states)
     assert own[1].tolist() == found.owner.tolist()
+
+
+@pytest.mark.parametrize("readout", ["linear", "pointer"])
+def test_states_that_overflow_are_refused_by_row(
+    readout: str, base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(base, readout)
+    config = default_head(2, base.model.config.hidden_size, linear=readout == "linear")
+    draw = Posterior({}, PosteriorConfig(), seed=0).sample(1, generator_of(0))
+    read = features.read_rows
+
+    def overflown(model: Any, packed: Any, *rest: Any) -> Any:
+        found = read(model, packed, *rest)
+        for place, row in enumerate(packed):
+            if row == rows[2].row:
+                found.states[place] = torch.inf
+        return found
+
+    monkeypatch.setattr(features, "read_rows", overflown)
+    with pytest.raises(NumericalError, match="got states that are not finite in 1 of 4 rows, row 2 the first"):
+        features.read_features(base.model, rows, config, draw, "")
 
 
 @pytest.mark.parametrize("readout", ["linear", "pointer"])
