@@ -18,7 +18,8 @@ g). Each part is standardised by validation rows, so that a distance of 0 is typ
 foreign.
 
 Directions and axes are rounded to float16, in which they are stored. The p-value is conformal: for questions like the
-reference's, which must not be training rows, it is at most u with probability at most u.
+reference's, which must not be training rows, it is at most u with probability at most u. That is exact for the rows of
+a calibration, and approximate before one, because the validation rows also scale the parts.
 
 References:
     Lee et al., 2018. arXiv:1807.03888

@@ -230,7 +230,7 @@ class PutAdapter(Request):
 
 
 class BatchRequest(Question):
-    """Several questions; the fields beside `inputs` are defaults, which an input's own fields override."""
+    """Several questions; the fields beside `inputs` are defaults, which an input's own fields override, null too."""
 
     inputs: list[SkipValidation[PredictRequest]] = Field(min_length=1)
 

@@ -4,12 +4,12 @@ Heads for fixed choices are products of such fits: see `blora.training.head.pool
 
 The weights and the bias minimise the cross-entropy plus precision / 2 times the squared norm of the weights, which is
 convex; the bias has no penalty. The precisions of the weights of states, counts and products are those with the lowest
-recalibrated NLL on validation rows, from grids that continue where an end is best unless these rows are few; a pointer
-head has products only if these lower that NLL clearly. The posterior's covariance is the Kronecker-factored Laplace
-approximation (Ritter et al., 2018) at that minimum. Its inputs' factor is diagonal, a_i = sum over rows of z_i^2,
-because the directions are principal ones (those of a companion are so among themselves, and what they have in common
-with the base model's is left out); its outputs' factor is the mean Fisher information of the logits. A pointer
-head, which has one output, uses the Fisher information's exact diagonal.
+recalibrated NLL on validation rows, from grids that continue where an end is best unless these rows are few; that of a
+pointer head's counts is 1, and it has products only if these lower that NLL clearly. The posterior's covariance is the
+Kronecker-factored Laplace approximation (Ritter et al., 2018) at that minimum. Its inputs' factor is diagonal,
+a_i = sum over rows of z_i^2, because the directions are principal ones (those of a companion are so among themselves,
+and what they have in common with the base model's is left out); its outputs' factor is the mean Fisher information of
+the logits. A pointer head, which has one output, uses the Fisher information's exact diagonal.
 """
 
 from collections.abc import Iterator, Sequence
