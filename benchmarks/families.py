@@ -34,8 +34,9 @@ from blora.base_model.loading import max_length_of, sliding_window_of
 from blora.config import BaseModelRef
 from blora.errors import BaseModelError
 from blora.inference.architecture import check_packing
+from blora.inference.batches import collate
 from blora.inference.fork import runs_in_parts
-from blora.inference.packing import PackedRow, collate
+from blora.inference.packing import PackedRow
 from blora.inference.scoring import inputs_of, score_rows
 from blora.inference.unpacked import read_states, way_of
 from blora.posterior.inject import n_layers_of

@@ -33,8 +33,9 @@ from blora.base_model import BaseModel, model_fingerprint, reading_digest
 from blora.base_model.checkpoint import is_encoder
 from blora.base_model.precision import set_precision
 from blora.config import BaseModelRef, NormalizationName
+from blora.inference.batches import PackedBatch
 from blora.inference.fork import branching_layer, runs_in_parts
-from blora.inference.packing import PackedBatch, PackedRow
+from blora.inference.packing import PackedRow
 from blora.inference.scoring import score_draws, score_rows, states_of
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.inject import default_targets, inject, select_modules

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks.elsewhere.sets import Elsewhere
 from benchmarks.peers.reading import ReadSet, kept_in, read_set
 from blora.base_model import BaseModel
-from blora.inference.packing import PackedRow, by_length
+from blora.inference.batches import by_length
+from blora.inference.packing import PackedRow
 from blora.training.progress import rows_bar
 
 __all__ = ["Read", "read"]

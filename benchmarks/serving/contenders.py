@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from benchmarks.serving.adapters import Adapters
 from blora.base_model import load_base_model
 from blora.decision.abstention import Policy
-from blora.inference.packing import PackedBatch, PackedRow, by_length, collate
+from blora.inference.batches import PackedBatch, by_length, collate
+from blora.inference.packing import PackedRow
 from blora.posterior.bank import SampleBank
 from blora.posterior.draws import use_draws
 from blora.posterior.inject import inject

@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from blora.base_model import BaseModel
+from blora.inference.batches import by_length, collate, padded_tokens
 from blora.inference.fork import branching_layer, hidden_at
-from blora.inference.packing import PackedRow, by_length, collate, padded_tokens
+from blora.inference.packing import PackedRow
 from blora.inference.scoring import at_positions, states_of
 from blora.inference.vocabulary import N_KEPT, STRIDE, log_probs_along_draws, plain_head
 from blora.posterior.draws import Draws, use_draws

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from blora.base_model import BaseModel
 from blora.base_model.loading import max_length_of
 from blora.errors import BaseModelError
+from blora.inference.batches import PackedBatch, collate
 from blora.inference.bounds import (
     MARGIN,
     MAX_BOUND,
@@ -29,7 +30,7 @@ from blora.inference.bounds import (
 )
 from blora.inference.encoders import check_encoder
 from blora.inference.fork import allow_partial_runs, forbid_partial_runs, logits_at, runs_in_parts
-from blora.inference.packing import PackedBatch, PackedRow, collate
+from blora.inference.packing import PackedRow
 from blora.inference.prefix import Prefix, common_tokens
 from blora.inference.scoring import at_positions, states_of
 from blora.inference.unpacked import Way, unpack, way_of

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from blora.inference.batches import PackedBatch, by_length, collate, padded_tokens, spread_states
 from blora.inference.fork import branching_layer, runs_in_parts
-from blora.inference.packing import PackedBatch, PackedRow, States, by_length, collate, padded_tokens, spread_states
+from blora.inference.packing import PackedRow, States
 from blora.inference.prefix import MIN_PREFIX, HeadPrefix, Memory, Prefix, common_tokens
 from blora.inference.reading import as_read, head_log_probs, read_prefix, read_rows
 from blora.inference.scoring import score_draws, score_rows, states_of

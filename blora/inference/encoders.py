@@ -12,9 +12,10 @@ from torch import Tensor
 from blora.base_model import BaseModel
 from blora.base_model.loading import max_length_of
 from blora.errors import BaseModelError
+from blora.inference.batches import collate
 from blora.inference.bounds import Moved, check_moved, distance, largest, remedy
 from blora.inference.fork import forbid_partial_runs
-from blora.inference.packing import PackedRow, collate
+from blora.inference.packing import PackedRow
 from blora.inference.scoring import inputs_of
 from blora.inference.unpacked import read_states, unpack
 from blora.posterior.inject import n_layers_of

@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 
 from blora.config import CompanionConfig, HeadConfig
 from blora.errors import BaseModelError
+from blora.inference.batches import PackedBatch, by_length, collate
 from blora.inference.checkpoints import between
 from blora.inference.companion import MOST_TOKENS, companion_of, companion_rows
 from blora.inference.fork import first_layer, logits_at, states_at
 from blora.inference.grams import MOST_PER_TOKEN, grams_of
-from blora.inference.packing import PackedBatch, PackedRow, States, by_length, collate
+from blora.inference.packing import PackedRow, States
 from blora.inference.prefix import HeadPrefix, RecordingCache
 from blora.inference.scoring import inputs_of, log_normalizers
 from blora.inference.unpacked import for_model, read_states, way_of

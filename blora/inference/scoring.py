@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from blora.inference.batches import PackedBatch
 from blora.inference.checkpoints import between, checkpoint
 from blora.inference.fork import first_layer, hidden_at, logits_at, states_at
-from blora.inference.packing import PackedBatch, States
+from blora.inference.packing import States
 from blora.inference.prefix import Memory
 from blora.inference.unpacked import SEGMENT, for_model, states_before_head, way_of
 from blora.inference.vocabulary import MIN_DRAWS, log_probs_along_draws, log_probs_of_each, plain_head

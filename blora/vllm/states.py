@@ -12,7 +12,8 @@ from torch import Tensor
 from blora.base_model import BaseModel
 from blora.config import HeadConfig
 from blora.errors import AdapterError
-from blora.inference.packing import PackedRow, States, collate
+from blora.inference.batches import collate
+from blora.inference.packing import PackedRow, States
 from blora.inference.reading import as_read, head_log_probs, read_rows
 from blora.inference.scoring import score_rows
 from blora.posterior.decision_head import Features, HeadDraws

@@ -10,8 +10,9 @@ from collections.abc import Hashable, Iterator, Sequence
 import torch
 
 from blora.base_model import BaseModel
+from blora.inference.batches import by_length
 from blora.inference.checkpoints import between
-from blora.inference.packing import PackedRow, by_length
+from blora.inference.packing import PackedRow
 from blora.inference.prefix import HeadPrefix, Prefix
 from blora.inference.reading import as_read, head_log_probs, read_rows
 from blora.posterior.decision_head import Features, HeadDraws

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar, cast
 
 from blora.server.errors import DeadlineExceededError, DrainingError, QueueFullError
@@ -222,8 +222,8 @@ class Batcher(Generic[P, R]):
 
     def _next(self) -> Run[P, R] | None:
         """Return the next run, a new or a parked one; None if there is no work."""
-        now = asyncio.get_running_loop().time()
-        first = self._first(self._parked, now)
+        turns = self._turns(asyncio.get_running_loop().time())
+        first = self._first(turns, self._parked)
         gone = [run for run in self._parked if not run.is_wanted]
         if gone or (self._parked and (self._guaranteed_s > 0 or first is None)):
             run = gone[0] if gone else min(self._parked, key=lambda run: run.worker_s)
@@ -233,12 +233,12 @@ class Batcher(Generic[P, R]):
         if first is None:
             self._fair_share.reset()
             return None
-        return self._begin(self._take(first, now))
+        return self._begin(self._take(first, turns))
 
     def _should_park(self, run: Run[P, R]) -> bool:
         if run.current_turn_s < self._guaranteed_s:
             return False
-        if self._first([*self._parked, run], asyncio.get_running_loop().time()) is not None:
+        if self._first(self._turns(asyncio.get_running_loop().time()), [*self._parked, run]) is not None:
             return True
         return any(run.is_ahead_of(other) or not other.is_wanted for other in self._parked)
 
@@ -255,19 +255,19 @@ class Batcher(Generic[P, R]):
         """Return the wanted inputs that can be answered in time."""
         wanted = [item for item in self._queue if item.wanted(now)]
         most = min(self._max_batch_tokens, sum(share.cost for share in shares(item.work for item in wanted)))
-        return [item for item in wanted if now + self.pace.seconds_now(max(most, item.work.cost)) < item.deadline]
+        ends = {cost: now + self.pace.seconds_now(max(most, cost)) for cost in {item.work.cost for item in wanted}}
+        return [item for item in wanted if ends[item.work.cost] < item.deadline]
 
-    def _first(self, begun: Sequence[Run[P, R]], now: float) -> Item[P, R] | None:
-        """Return the wanted input whose turn is next and to which all given runs give way, if there is one."""
-        for item in self._turns(now):
+    def _first(self, turns: Iterable[Item[P, R]], begun: Sequence[Run[P, R]]) -> Item[P, R] | None:
+        """Return the input whose turn is next and to which all given runs give way, if there is one."""
+        for item in turns:
             takes_long = item.work.cost > self._max_batch_tokens
             if len(begun) < _MAX_RUNS - takes_long and all(run.gives_way_to(item.work, self.pace) for run in begun):
                 return item
         return None
 
-    def _take(self, first: Item[P, R], now: float) -> list[Item[P, R]]:
+    def _take(self, first: Item[P, R], turns: Mapping[Item[P, R], float]) -> list[Item[P, R]]:
         """Remove an input, and the inputs of its group that fit beside it, from the queue and return them."""
-        turns = self._turns(now)
         peers = [
             item
             for item in turns

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from blora.server.scheduling.control import Control
 from blora.server.scheduling.pace import Pace
@@ -56,7 +56,7 @@ class Work(Generic[P]):
     @property
     def cost(self) -> int:
         """Expected work, in tokens x draws."""
-        return self.n_tokens * self.n_draws + self.overhead
+        return sum(self.lengths) * self.n_draws + self.overhead
 
     @property
     def most(self) -> int:
@@ -64,8 +64,7 @@ class Work(Generic[P]):
         return self.n_tokens * max(self.n_draws, self.most_draws) + self.overhead
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """The part of an input in the work of several, in tokens x draws, and its owner."""
 
     owner: Hashable
@@ -77,9 +76,12 @@ def shares(works: Iterable[Work[P]]) -> list[Share]:
     read: set[Hashable] = set()
     found = []
     for work in works:
-        again = work.text is not None and work.text in read
-        found.append(Share(work.owner, work.cost - (work.text_tokens * work.n_draws if again else 0)))
-        read.add(work.text)
+        cost = work.cost
+        if work.text is not None:
+            if work.text in read:
+                cost -= work.text_tokens * work.n_draws
+            read.add(work.text)
+        found.append(Share(work.owner, cost))
     return found
 
 

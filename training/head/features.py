@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from blora.config import HeadConfig
 from blora.decision.metrics import refuse_rows
+from blora.inference.batches import by_length
 from blora.inference.branches import n_shared
-from blora.inference.packing import by_length
 from blora.inference.reading import read_prefix, read_rows
 from blora.posterior.decision_head import Features
 from blora.posterior.draws import Draws

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blora.inference.packing import PackedBatch
+from blora.inference.batches import PackedBatch
 from blora.inference.scoring import score_rows
 from blora.posterior.bank import SampleBank
 from blora.posterior.noise import generator_of

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from blora.inference.batches import by_length, collate, spread_states
 from blora.inference.fork import runs_in_parts
-from blora.inference.packing import States, by_length, collate, spread_states
+from blora.inference.packing import States
 from blora.inference.scoring import states_of
 from blora.training.config import CACHE_GIB
 from blora.training.evaluate import batch_tokens

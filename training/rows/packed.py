@@ -11,7 +11,8 @@ from torch import Tensor
 from blora.base_model import BaseModel
 from blora.config import PromptConfig
 from blora.errors import PromptError
-from blora.inference.packing import PackedBatch, PackedRow, collate, pack
+from blora.inference.batches import PackedBatch, collate
+from blora.inference.packing import PackedRow, pack
 from blora.training.rows.examples import ExampleSet, refuse_rows
 
 __all__ = ["LabelledRow", "collate_labelled", "labels_of", "lengths_of", "pack_examples"]

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from blora.errors import ConfigError, NumericalError
+from blora.inference.batches import PackedBatch
 from blora.inference.fork import first_layer
-from blora.inference.packing import PackedBatch
 from blora.inference.scoring import score_rows
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.inject import inject

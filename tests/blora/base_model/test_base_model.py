@@ -23,7 +23,7 @@ from blora.base_model import BaseModel, identity, load_base_model, loading, mode
 from blora.base_model.devices import sum_in_float32
 from blora.base_model.precision import set_precision
 from blora.errors import BaseModelError
-from blora.inference.packing import collate
+from blora.inference.batches import collate
 from blora.posterior.inject import eject, inject
 from blora.posterior.layer import linear_shape
 from tests.scenarios import ARCHITECTURES, MAX_LENGTH, adapted_modules, random_rows, score, tiny_model, tiny_tokenizer

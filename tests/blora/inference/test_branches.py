@@ -6,9 +6,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from blora.errors import ShapeError
+from blora.inference.batches import collate
 from blora.inference.branches import Branches
 from blora.inference.fork import forbid_partial_runs
-from blora.inference.packing import collate
 from blora.posterior.draws import Draws
 from blora.posterior.inject import inject, layer_index, linear_modules
 from blora.posterior.joined import join

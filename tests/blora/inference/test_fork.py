@@ -17,6 +17,7 @@ from transformers import (
 
 from blora.errors import BaseModelError
 from blora.inference.architecture import check_packing
+from blora.inference.batches import collate
 from blora.inference.fork import (
     branching_layer,
     first_layer,
@@ -26,7 +27,7 @@ from blora.inference.fork import (
     runs_in_parts,
     states_at,
 )
-from blora.inference.packing import States, collate
+from blora.inference.packing import States
 from blora.inference.scoring import score_rows, states_of
 from blora.posterior.draws import Draws, Factors, use_draws
 from blora.posterior.inject import decoder_layers, default_targets, inject, layer_index, n_layers_of, select_modules

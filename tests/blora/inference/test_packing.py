@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from blora.base_model import BaseModel
 from blora.config import NormalizationName, PromptConfig
 from blora.errors import PromptError
-from blora.inference.packing import LABELS, PackedRow, collate, pack
+from blora.inference.batches import collate
+from blora.inference.packing import LABELS, PackedRow, pack
 from tests.scenarios import CHAT_TEMPLATE, MAX_LENGTH, random_rows, spell, tiny_tokenizer
 
 PLAIN = PromptConfig()

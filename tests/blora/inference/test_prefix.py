@@ -12,9 +12,10 @@ from blora.errors import ShapeError
 from blora.inference import architecture
 from blora.inference import prefix as prefix_module
 from blora.inference.architecture import check_packing
+from blora.inference.batches import collate
 from blora.inference.branches import Branches, score_all
 from blora.inference.fork import forbid_partial_runs, runs_in_parts
-from blora.inference.packing import PackedRow, collate
+from blora.inference.packing import PackedRow
 from blora.inference.prefix import MIN_PREFIX, Prefix, common_tokens
 from blora.inference.scoring import states_of
 from blora.posterior.draws import Draws

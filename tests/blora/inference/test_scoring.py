@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from blora.base_model import BaseModel
 from blora.config import NormalizationName, PosteriorConfig, PromptConfig
 from blora.inference import scoring
+from blora.inference.batches import collate
 from blora.inference.branches import score_all
-from blora.inference.packing import PackedRow, collate, pack
+from blora.inference.packing import PackedRow, pack
 from blora.inference.scoring import score_rows
 from blora.posterior.draws import Draws, use_draws
 from blora.posterior.inject import inject, select_modules

@@ -24,9 +24,10 @@ from blora.config import HeadConfig
 from blora.errors import BaseModelError
 from blora.inference import unpacked
 from blora.inference.architecture import check_packing
+from blora.inference.batches import collate
 from blora.inference.branches import Branches, n_shared, score_all
 from blora.inference.fork import hidden_at, logits_at, states_at, why_whole
-from blora.inference.packing import PackedRow, States, collate
+from blora.inference.packing import PackedRow, States
 from blora.inference.reading import read_rows
 from blora.inference.scoring import inputs_of, score_rows
 from blora.inference.unpacked import Way, read_states, unpack, way_of

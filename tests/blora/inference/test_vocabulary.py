@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig, PromptConfig
 from blora.inference import scoring, vocabulary
+from blora.inference.batches import collate
 from blora.inference.checkpoints import checkpoints
 from blora.inference.fork import hidden_at
 from blora.inference.interruptible import make_interruptible
-from blora.inference.packing import PackedRow, collate, pack
+from blora.inference.packing import PackedRow, pack
 from blora.inference.scoring import at_positions
 from blora.inference.vocabulary import Head, log_probs_along_draws, log_probs_of_each, plain_head
 from blora.posterior.draws import use_draws

@@ -31,10 +31,11 @@ from blora.base_model.loading import max_length_of
 from blora.config import HeadConfig, PromptConfig
 from blora.errors import PromptTooLongError
 from blora.inference.architecture import check_packing
+from blora.inference.batches import collate
 from blora.inference.branches import common_prefix, score_all
 from blora.inference.fork import why_whole
 from blora.inference.interruptible import make_interruptible
-from blora.inference.packing import PackedRow, collate, pack
+from blora.inference.packing import PackedRow, pack
 from blora.inference.prefix import MIN_PREFIX
 from blora.inference.reading import read_prefix, read_rows
 from blora.inference.scoring import inputs_of

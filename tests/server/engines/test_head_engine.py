@@ -17,8 +17,9 @@ from blora.base_model import load_base_model
 from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.guesses import SHARE
 from blora.errors import PromptError
+from blora.inference.batches import padded_tokens
 from blora.inference.branches import score_all
-from blora.inference.packing import PackedRow, pack, padded_tokens
+from blora.inference.packing import PackedRow, pack
 from blora.inference.prefix import HeadPrefix
 from blora.inference.reading import read_rows
 from blora.posterior.decision_head import Features, HeadPosterior

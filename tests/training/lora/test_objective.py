@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blora.inference.packing import collate
+from blora.inference.batches import collate
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.inject import inject
 from blora.posterior.noise import generator_of

@@ -10,9 +10,9 @@ import torch
 
 from blora.base_model import BaseModel
 from blora.config import PosteriorConfig
+from blora.inference.batches import collate
 from blora.inference.branches import score_all
 from blora.inference.fork import forbid_partial_runs
-from blora.inference.packing import collate
 from blora.inference.scoring import states_of
 from blora.posterior.inject import default_targets, inject, select_modules
 from blora.posterior.posterior import Posterior

@@ -6,7 +6,7 @@ import torch
 from blora.base_model import BaseModel
 from blora.config import PromptConfig
 from blora.errors import DataError
-from blora.inference.packing import collate
+from blora.inference.batches import collate
 from blora.training.rows.examples import Example, ExampleSet
 from blora.training.rows.packed import collate_labelled, pack_examples
 from tests.scenarios import MAX_LENGTH, spell, tiny_base

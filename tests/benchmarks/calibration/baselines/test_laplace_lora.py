@@ -15,7 +15,7 @@ from benchmarks.calibration.baselines.laplace_lora import (  # with the library,
     fit_laplace,
 )
 from blora.errors import ConfigError, NumericalError
-from blora.inference.packing import collate
+from blora.inference.batches import collate
 from blora.inference.scoring import score_rows
 from blora.posterior.draws import Draws, Factors
 from blora.posterior.noise import generator_of
