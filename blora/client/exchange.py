@@ -22,7 +22,7 @@ from blora.client.errors import (
     UnavailableError,
 )
 from blora.errors import ConfigError
-from blora.scores import TABLE
+from blora.scores import TABLE, TOLERANCE
 
 __all__ = [
     "address",
@@ -165,7 +165,8 @@ def check(prediction: Prediction) -> Prediction:
 
     Raises:
         MalformedAnswerError: if the answer is not the leading choice, or null with reasons for an abstention; if the
-            leading choice is not one of the choices; or if a score is out of its range.
+            leading choice is not one of the choices, or not a likeliest one, or its probability not the confidence; if
+            a choice comes twice; or if a score is out of its range.
     """
     answer, leader, abstained = prediction.answer, prediction.top_choice, prediction.abstained
     n_reasons = len(prediction.abstain_reasons)
@@ -175,6 +176,15 @@ def check(prediction: Prediction) -> Prediction:
             f"The answer contradicts itself: answer={answer!r} and top_choice={leader!r}, which is "
             f"{'one' if known else 'none'} of the choices, with abstained={abstained} and {n_reasons} reasons to "
             "abstain; do not act on it"
+        )
+    likely = {entry.choice: entry.probability for entry in prediction.probabilities}
+    distinct = len(likely) == len(prediction.probabilities)
+    most, confidence = max(likely.values()), prediction.confidence
+    if not distinct or max(abs(most - likely[leader]), abs(most - confidence)) > TOLERANCE:
+        raise MalformedAnswerError(
+            f"The answer contradicts itself: top_choice={leader!r} has the probability {likely[leader]} with "
+            f"confidence={confidence}, the likeliest choice {most}, and the choices are "
+            f"{'distinct' if distinct else 'not distinct'}; do not act on it"
         )
     for score in TABLE:
         value = getattr(prediction, score.name)

@@ -1,9 +1,11 @@
 """Retries of failed requests, which are safe because questions change nothing on the server."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import inf
 
 from blora.client.errors import ClientError, OverloadedError, UnavailableError, UnreachableError
+from blora.errors import ConfigError
 
 __all__ = ["Retries"]
 
@@ -19,11 +21,19 @@ class Retries:
         most: most retries of a request; 0 for none.
         first_wait_s: upper bound of the first wait, in seconds.
         longest_wait_s: upper bound of all waits, in seconds. A longer Retry-After overrides both bounds.
+
+    Raises:
+        ConfigError: if one of them is negative, NaN or infinite.
     """
 
     most: int = 10
     first_wait_s: float = 0.2
     longest_wait_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 <= value < inf:  # true for NaN too
+                raise ConfigError(f"got {name}={value} in Retries, expected 0 or more: give a finite number")
 
     def wait_s(self, failure: ClientError, n_tries: int) -> float | None:
         """Return the seconds to wait after a failure, or None if it is final.

@@ -100,20 +100,22 @@ def check_unseen(record: Mapping[str, Any], examples: ExampleSet) -> None:
 
 
 def check_disjoint(train: ExampleSet, validation: ExampleSet) -> None:
-    """Refuse validation rows whose question, or the text of whose request, is also trained on, whatever the label.
+    """Refuse validation rows whose question, or a text that a request is about, is also trained on, with any label.
 
-    A prompt may be trained on with other choices: it is a general one, such as "Which of these is true?".
+    A prompt may be trained on as a prompt with other choices: it is a general one, such as "Which of these is true?".
 
     Raises:
         DataError: if there are such rows; the message names both places of the first ones.
     """
+    questions = {example.identity: example.where for example in train.examples}
+    texts = {example.text: example.where for example in train.examples}
+    of_requests = {example.text: example.where for example in train.examples if example.about is not None}
 
-    def keys(example: Example) -> tuple[str, ...]:
-        return (example.identity,) if example.about is None else (example.identity, example.text)
+    def trained(e: Example) -> str | None:
+        return questions.get(e.identity) or (texts if e.about is not None else of_requests).get(e.text)
 
-    trained = {key: example.where for example in train.examples for key in keys(example)}
-    found = ((e.where, [trained[key] for key in keys(e) if key in trained]) for e in validation.examples)
-    shared = [f"{where} and {places[0]}" for where, places in found if places]
+    found = ((e.where, trained(e)) for e in validation.examples)
+    shared = [f"{where} and {place}" for where, place in found if place is not None]
     if shared:
         more = f"; and {len(shared) - REPORTED} more" if len(shared) > REPORTED else ""
         raise DataError(

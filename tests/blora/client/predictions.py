@@ -33,6 +33,13 @@ def body(**fields: Any) -> dict[str, Any]:
     } | fields
 
 
+def led_by(leader: str, other: str, confidence: float) -> dict[str, Any]:
+    """The JSON of an answer with two choices, in the order of their probabilities."""
+    shares = ((leader, confidence), (other, 1 - confidence))
+    likely = [{"choice": choice, "probability": probability, "std": 0.02} for choice, probability in shares]
+    return body(answer=leader, top_choice=leader, probabilities=likely, confidence=confidence)
+
+
 def withheld(**fields: Any) -> dict[str, Any]:
     """The JSON of an abstention."""
     reason = {"reason": "low_confidence", "value": 0.9, "threshold": 0.95}

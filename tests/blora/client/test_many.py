@@ -23,7 +23,7 @@ from blora.client.errors import (
 from blora.client.policies import AbstainPolicy
 from blora.client.synchronous import Client
 from blora.errors import ConfigError
-from tests.blora.client.predictions import body
+from tests.blora.client.predictions import body, led_by
 from tests.blora.client.scripts import client_of, error, in_turn
 
 
@@ -130,9 +130,8 @@ async def test_a_policy_that_fails_takes_no_other_answer_along() -> None:
                 raise ZeroDivisionError
             return ()
 
-    script, _ = in_turn(
-        *(httpx.Response(200, json=body(top_choice=choice, answer=choice)) for choice in ("billing", "sales"))
-    )
+    leaders = (("billing", "sales"), ("sales", "billing"))
+    script, _ = in_turn(*(httpx.Response(200, json=led_by(leader, other, 0.9)) for leader, other in leaders))
     async with client_of(script, abstain=Moody()) as client:
         answer, failure = await client.predict_many(["a", "b"], max_in_flight=1)
     assert isinstance(answer, Prediction)

@@ -13,7 +13,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 from blora.client.mcp import server_of
-from tests.blora.client.predictions import body, withheld
+from tests.blora.client.predictions import body, led_by, withheld
 from tests.blora.client.scripts import client_of
 
 Call = Callable[..., Any]
@@ -55,7 +55,7 @@ async def test_an_answer_comes_with_its_probability_and_its_promise() -> None:
     [(0.87654, "0.877"), (0.999, "0.999"), (0.99951, "more than 0.999"), (1.0, "more than 0.999")],
 )
 async def test_no_answer_is_told_as_certain(confidence: float, told: str) -> None:
-    result = await call(answering(body(confidence=confidence), []), {"question": "why?"})
+    result = await call(answering(led_by("billing", "sales", confidence), []), {"question": "why?"})
     assert result.structured_content["explanation"] == f"billing, with a probability of {told}."
 
 

@@ -13,6 +13,7 @@ from blora.client.errors import (
     UnreachableError,
 )
 from blora.client.retries import Retries
+from blora.errors import ConfigError
 
 
 @pytest.mark.parametrize("kind", [OverloadedError, UnavailableError, UnreachableError])
@@ -39,3 +40,10 @@ def test_waits_grow_to_a_limit_and_differ() -> None:
 def test_no_wait_is_shorter_than_the_server_asks() -> None:
     waits = [Retries().wait_s(OverloadedError("no", retry_after_s=7.0), 1) or 0.0 for _ in range(100)]
     assert 7.0 <= min(waits) <= max(waits) <= 7.2
+
+
+@pytest.mark.parametrize("name", ["most", "first_wait_s", "longest_wait_s"])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+def test_a_number_that_is_no_count_or_time_is_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"got {name}={value} in Retries, expected 0 or more"):
+        Retries(**{name: value})

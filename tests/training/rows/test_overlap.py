@@ -193,6 +193,16 @@ def test_validation_questions_that_are_trained_on_are_refused_with_both_places(t
     check_disjoint(train, examples(tmp_path, *asked("three", choices=["tea", "ice"]), name="choices"))
 
 
+def test_a_text_that_a_request_is_about_is_not_also_a_prompt_of_the_other_part(tmp_path: Path) -> None:
+    plain = examples(tmp_path, *asked("one", "two"), name="plain")
+    first, second = plain.examples
+    request = dataclasses.replace(plain, examples=(dataclasses.replace(second, prompt="?", about=first.prompt),))
+    for train, validation in ((plain, request), (request, plain)):
+        with pytest.raises(DataError, match=r"got 1 of \d validation questions that are also trained on"):
+            check_disjoint(train, validation)
+    check_disjoint(request, dataclasses.replace(plain, examples=(second,)))
+
+
 CHOICES = {"choices": [{"value": "yes"}, {"value": "no"}], "label": "yes"}
 BARE = {"input": "Is tea warm?", "questions": [ASKED | CHOICES]}
 SAME_QUESTION: dict[str, dict[str, Any]] = {
