@@ -187,10 +187,13 @@ def _parts(training: Mapping[str, Any]) -> list[str]:
 
     All of it is of the adapter as it was trained, which the section says of one that was tuned since.
     """
-    parts = training.get("parts")
+    names = ("accuracy", "nll", "ece", "aurc")
+    try:
+        parts = {str(part): {name: float(of[name]) for name in names} for part, of in training["parts"].items()}
+    except (AttributeError, LookupError, TypeError, ValueError):  # a record that blora did not write may hold anything
+        return []
     if not parts:
         return []
-    names = ("accuracy", "nll", "ece", "aurc")
     tuned = bool(training.get("tuning"))
     rows = "Before tuning, on the validation rows of training" if tuned else "On the validation rows"
     lines = ["", "## What each part reaches", "", f"{rows}, each recalibrated on them:", ""]

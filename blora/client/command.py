@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     from blora.client.retries import Retries
     from blora.client.synchronous import Client
 
-    api_key = arguments.api_key or os.environ.get("BLORA_API_KEY") or None
+    api_key = arguments.api_key if arguments.api_key is not None else os.environ.get("BLORA_API_KEY") or None
     retries = Retries(most=MOST_RETRIES)
     with Client(arguments.url, api_key=api_key, deadline_s=arguments.deadline_s, retries=retries) as client:
         prediction = client.predict(

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from blora.errors import ConfigError
 
-__all__ = ["HubName", "place_of", "repository"]
+__all__ = ["HubName", "branch", "place_of", "repository"]
 
 SCHEME = "hf://"
 # The hub allows neither "--" nor "..", nor a dash or dot at the ends.
 _PART = r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*"
 _REPOSITORY = re.compile(f"{_PART}/{_PART}")
-_REVISION, _DIGEST = r"[^@#\s,]+", "sha256:[0-9a-f]{64}"
+_REVISION, _DIGEST = r"[^@#\s,\ud800-\udfff]+", "sha256:[0-9a-f]{64}"  # no half of a surrogate pair
 _NAME = re.compile(f"{SCHEME}(?P<repo>{_PART}/{_PART})(?:@(?P<revision>{_REVISION}))?(?:#(?P<digest>{_DIGEST}))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -81,4 +81,15 @@ def repository(text: str) -> str:
     """
     if not _REPOSITORY.fullmatch(text):
         raise ConfigError(f"got repository {text!r}, expected owner/name")
+    return text
+
+
+def branch(text: str) -> str:
+    """Return a text that names a branch, as in a name on the hub.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    if not re.fullmatch(_REVISION, text):
+        raise ConfigError(f"got revision {text!r}, expected a branch's name, without white space, @, # and comma")
     return text

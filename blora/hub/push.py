@@ -7,7 +7,7 @@ from blora.adapter.calibration_file import read_calibrations
 from blora.adapter.card import is_edited, model_card
 from blora.errors import AdapterError, ConfigError
 from blora.hub.client import TOKEN, hub_api, hub_errors, hub_token, is_moved, why
-from blora.hub.name import HubName, repository
+from blora.hub.name import HubName, branch, repository
 
 __all__ = ["push"]
 
@@ -25,13 +25,14 @@ def push(folder: Path, repo: str, *, revision: str | None = None, private: bool 
         private: whether to require that the repository is private.
 
     Raises:
-        ConfigError: if HF_TOKEN is not set or malformed, the hub refuses, the branch gets another commit meanwhile, or
-            the repository is public although `private` is set.
+        ConfigError: if a name is malformed, HF_TOKEN is not set or malformed, the hub refuses, the branch gets another
+            commit meanwhile, or the repository is public although `private` is set.
         AdapterError: if the folder holds no adapter, or only calibrations of other contents.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    name, digest = HubName(repository(repo), revision or "main"), adapter_digest(folder)
+    name = HubName(repository(repo), branch(revision if revision is not None else "main"))
+    digest = adapter_digest(folder)
     _check_calibration(folder, digest)
     if hub_token() is None:
         raise ConfigError(

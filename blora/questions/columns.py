@@ -96,6 +96,9 @@ def _mapping(text: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in text.split(",")]
     if not all(ours.strip() and theirs.strip() for ours, _, theirs in pairs):
         raise ArgumentTypeError(f"got {text!r}, expected NAME=THEIRS, separated by commas, as in prompt=text")
+    names = [ours.strip() for ours, _, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ArgumentTypeError(f"got {', '.join(twice)} twice in {text!r}, expected one column for each name")
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 

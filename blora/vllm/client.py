@@ -185,9 +185,11 @@ def check_address(url: str) -> None:
         ConfigError: if it is malformed.
     """
     try:
-        httpx.URL(url)
+        parsed = httpx.URL(url)
     except httpx.InvalidURL as exc:
         raise ConfigError(f"got --engine-url {url!r}, expected http://HOST:PORT ({exc})") from exc
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ConfigError(f"got --engine-url {url!r}, expected http://HOST:PORT: name the scheme and the host")
 
 
 def _check(response: httpx.Response, expected: str, runner: str) -> None:

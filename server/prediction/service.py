@@ -64,6 +64,7 @@ class Service:
         self._predictor: Predictor | None = None
         self._loader: Loader | None = None
         self._feedback: Feedback | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -80,7 +81,7 @@ class Service:
         """Stop all parts at once; every request without an answer gets DrainingError."""
         self.draining = True
         self._batcher.stop_admitting()
-        for task in (self._loading, self._watching):
+        for task in (self._loading, self._watching, self._probing):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -156,8 +157,10 @@ class Service:
                 f"The running forward pass has made no progress for {silent_s:.0f} s: use another replica until it does"
             )
         if self._batcher.last_forward_failed:
+            if self._probing is None or self._probing.done():  # one for all that ask at the same time
+                self._probing = asyncio.create_task(self._engine.probe(), name="probing")
             try:
-                await self._engine.probe()
+                await asyncio.shield(self._probing)
             except Exception as exc:
                 logger.exception("The model fails")
                 raise NotReadyError("The model's forward pass fails: see the log.") from exc

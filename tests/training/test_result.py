@@ -201,5 +201,6 @@ def test_columns_of_the_rows_may_have_other_names(tmp_path: Path, base_folder: P
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     [mapped] = results(tmp_path, "base", file, base_folder, "--columns", "question=body, label=right")
     assert mapped["n_examples"] == 6
-    with pytest.raises(SystemExit):
-        evaluate.main(arguments_for("base", file, base_folder, "--columns", "question"))
+    for wrong in ("question", "question=body,question=text"):
+        with pytest.raises(SystemExit):
+            evaluate.main(arguments_for("base", file, base_folder, "--columns", wrong))

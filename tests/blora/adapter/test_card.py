@@ -186,6 +186,11 @@ def test_a_record_of_another_form_has_no_figures(training: dict[str, Any]) -> No
     assert validation_figures(training) == {}
 
 
+@pytest.mark.parametrize("parts", ["good", 3, ["head"], {"head": "good"}, {"head": {"nll": 0.5}}, {"head": None}, {}])
+def test_parts_of_another_form_are_not_shown(parts: Any) -> None:
+    assert "What each part reaches" not in model_card(replace(CONFIG, training={"parts": parts}), "triage")
+
+
 OF_TRAINING = "by the distance of the prompt's states, among those of the training rows"
 OF_OTHERS = "by the distance of the prompt's states, among those of 60 rows of new.jsonl"
 

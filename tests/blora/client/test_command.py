@@ -12,6 +12,7 @@ from blora import cli
 from blora.client import synchronous
 from blora.client.command import main
 from blora.client.errors import RefusedError
+from blora.errors import ConfigError
 from tests.blora.client.predictions import body, withheld
 
 
@@ -81,6 +82,15 @@ def test_flags_become_fields(asked: list[dict[str, Any]]) -> None:
 def test_choices_that_a_shell_left_empty_are_sent_so_that_the_server_refuses_them(asked: list[dict[str, Any]]) -> None:
     main(["why?", "--choices", ""])
     assert asked[0]["choices"] == [""]
+
+
+def test_a_key_that_a_shell_left_empty_is_not_replaced_by_the_environments(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLORA_API_KEY", "of-somebody-else")
+    with pytest.raises(ConfigError, match="got an API key of 0 characters"):
+        main(["why?", "--api-key", ""])
+    assert asked == []
 
 
 def test_white_space_around_choices_does_not_count(asked: list[dict[str, Any]]) -> None:

@@ -29,7 +29,7 @@ def test_a_name_is_read_and_written(text: str, name: HubName) -> None:
     [
         *("hf://", "hf://tickets", "hf://acme/tickets/deep", "hf://acme/tickets@", "hf://acme/tickets#sha256:12"),
         *("hf://../tickets", "hf://acme/..", "hf://acme/a--b", "hf://acme/.hidden", "hf://acme/tickets@a b"),
-        *("hf://acme/tickets@a,b", f"hf://acme/tickets#{DIGEST}@v1", "hf://acme/tickets\n"),
+        *("hf://acme/tickets@a,b", f"hf://acme/tickets#{DIGEST}@v1", "hf://acme/tickets\n", "hf://acme/tickets@\udcff"),
     ],
 )
 def test_a_malformed_name_is_refused(text: str) -> None:

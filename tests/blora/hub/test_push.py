@@ -96,6 +96,13 @@ def test_a_branch_is_made_and_leaves_main_alone(remote: Hub, adapter: Path) -> N
     assert "head.safetensors" in files(remote, "v2")
 
 
+@pytest.mark.parametrize("revision", ["", "a@b", "a,b", "a b", "v1#x"])
+def test_a_revision_that_no_name_can_hold_is_refused(remote: Hub, adapter: Path, revision: str) -> None:
+    with pytest.raises(ConfigError, match="expected a branch's name, without white space, @, # and comma"):
+        push(adapter, "acme/tickets", revision=revision)
+    assert remote.requests == []
+
+
 def test_a_private_repository_is_private(remote: Hub, adapter: Path) -> None:
     push(adapter, "acme/tickets", private=True)
     assert remote.repositories["acme/tickets"].private

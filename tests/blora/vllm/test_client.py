@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from blora.errors import ConfigError
 from blora.vllm.client import VllmClient, VllmError
 
 
@@ -28,6 +29,12 @@ async def test_many_tokens_are_asked_for_in_several_requests(monkeypatch: pytest
     assert sum(asked) == 255
     assert max(asked) <= 128  # vLLM's limit
     await client.close()
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "vllm", "http://", "ftp://vllm:8000"])
+def test_an_address_without_scheme_or_host_is_refused_before_anything_is_asked(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected http://HOST:PORT: name the scheme and the host"):
+        VllmClient(url, timeout_s=10, concurrency=3)
 
 
 async def test_no_more_requests_than_allowed_are_under_way() -> None:

@@ -64,6 +64,29 @@ async def test_a_broken_model_is_unready_until_it_works_again(server: Running, e
     assert await status(server, "/readyz") == (200, None)
 
 
+async def test_those_who_ask_at_the_same_time_share_a_probe(
+    server: Running, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes, over = [], asyncio.Event()
+
+    async def probe() -> None:
+        probes.append(1)
+        await over.wait()
+
+    engine.broken = True
+    await server.client.post("/v1/predict", json={"prompt": "x"})
+    monkeypatch.setattr(engine, "probe", probe)
+    async with asyncio.TaskGroup() as group:
+        asking = [group.create_task(status(server, "/readyz")) for _ in range(3)]
+        while not probes:
+            await asyncio.sleep(0.01)
+        over.set()
+    assert [await one for one in asking] == 3 * [(200, None)]
+    assert len(probes) == 1
+    assert await status(server, "/readyz") == (200, None)
+    assert len(probes) == 2
+
+
 async def test_a_server_whose_device_is_lost_asks_to_be_started_again(server: Running, engine: FakeEngine) -> None:
     engine.broken, engine.lost = True, "CUDA error: an illegal memory access was encountered"
     assert (await server.client.post("/v1/predict", json={"prompt": "x"})).status_code == 500
