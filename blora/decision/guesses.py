@@ -13,9 +13,9 @@ the farthest row. With fewer than 20 reference rows there are no guesses.
 
 import math
 
-import torch
 from torch import Tensor
 
+from blora.decision.metrics import SMALLEST
 from blora.decision.temperature import guessed
 from blora.scores import predictive_mean
 
@@ -27,7 +27,6 @@ SHARE = 0.95
 BUDGET = 0.001
 # One reference row in this number is of the tail; fewer rows have none.
 TAIL = 20
-LEAST = torch.finfo(torch.float32).tiny  # against log 0
 
 
 def beginning_of_guesses(reference: Tensor, probs: Tensor, labels: Tensor) -> float | None:
@@ -48,7 +47,7 @@ def beginning_of_guesses(reference: Tensor, probs: Tensor, labels: Tensor) -> fl
         return None
     mean = predictive_mean(probs.double())
     own = labels.long()[:, None]
-    before, after = (one.gather(1, own).clamp_min(LEAST).log() for one in (mean, guessed(mean, SHARE, mean > 0)))
+    before, after = (one.gather(1, own).clamp_min(SMALLEST).log() for one in (mean, guessed(mean, SHARE, mean > 0)))
     cost = float((before - after).mean()) / (len(reference) + 1)
     descending = reference.double().sort(descending=True).values
     excesses = float((descending[:k] - descending[k]).sum())

@@ -13,6 +13,7 @@ from torch import Tensor
 from blora.errors import NumericalError, ShapeError
 
 __all__ = [
+    "SMALLEST",
     "Metrics",
     "accuracy",
     "aurc",

@@ -31,7 +31,7 @@ from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
 from blora.config import MOST_TEMPERATURE
-from blora.decision.metrics import nll, refuse_rows
+from blora.decision.metrics import SMALLEST, nll, refuse_rows
 from blora.errors import ShapeError
 
 __all__ = ["FEW_ROWS", "MOST_LAPSE", "Recalibration", "fit_recalibration", "fit_temperature", "guessed", "temper"]
@@ -192,8 +192,7 @@ def _loss(log_probs: Tensor, labels: Tensor, logs: Tensor, middle: Tensor, n_row
         scaled = finite * (-log_temperature - power * logs).exp()[:, None]
         log_p = scaled.masked_fill(absent, -math.inf).log_softmax(-1).gather(-1, picked)[..., 0]
         mean = log_p.exp().mean(0)
-        tiny = torch.finfo(torch.float32).tiny
-        found = -((1 - lapse) * mean + lapse * guess).clamp_min(tiny).log().mean()
+        found = -((1 - lapse) * mean + lapse * guess).clamp_min(SMALLEST).log().mean()
         at_middle = log_temperature + power * middle
         prior = _penalty(at_middle) + _penalty(power) - (LAPSE_PRIOR - 1) * (1 - lapse).log()
         total = found + prior / n_rows
