@@ -10,6 +10,7 @@ from blora.server.monitoring.logs import Form, configure, log_outcome
 from tests.server.fakes import TRIAGE_DIGEST, FakeEngine, running
 
 SECRET = "p=0.9 a secret"
+REQUEST_ID = "id-3f9c1d"  # no part of a path in a traceback
 
 
 async def ask(form: Form, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -22,8 +23,8 @@ async def ask(form: Form, capsys: pytest.CaptureFixture[str]) -> list[str]:
             {"prompt": f"{SECRET} POISON"},
             {"prompt": SECRET, "secret": "secret"},
         ):
-            await server.client.post("/v1/predict", json=body, headers={"x-request-id": "mine"})
-    return [line for line in capsys.readouterr().err.splitlines() if "mine" in line]
+            await server.client.post("/v1/predict", json=body, headers={"x-request-id": REQUEST_ID})
+    return [line for line in capsys.readouterr().err.splitlines() if REQUEST_ID in line]
 
 
 async def test_a_line_of_json_tells_how_an_input_ended(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,14 +34,14 @@ async def test_a_line_of_json_tells_how_an_input_ended(capsys: pytest.CaptureFix
     answered = lines[0]
     assert answered["prediction_id"].startswith("pred_")
     assert (answered["adapter"], answered["digest"], answered["n_samples"]) == ("triage", TRIAGE_DIGEST, 4)
-    assert (answered["level"], answered["request_id"], answered["tokens"]) == ("info", "mine", 3)
+    assert (answered["level"], answered["request_id"], answered["tokens"]) == ("info", REQUEST_ID, 3)
     assert answered["queue_ms"] >= 0
     assert answered["time"].endswith("+00:00")
 
 
 async def test_text_tells_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     lines = await ask("text", capsys)
-    assert " INFO blora.server.prediction.predictor: answered request_id=mine prediction_id=pred_" in lines[0]
+    assert f" INFO blora.server.prediction.predictor: answered request_id={REQUEST_ID} prediction_id=pred_" in lines[0]
     assert "abstained" in lines[1]
 
 
