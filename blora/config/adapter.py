@@ -196,8 +196,8 @@ class SamplingConfig:
         seed: seed of the draws.
         temperature: divisor of the log-probabilities over the choices, applied to every draw.
         lapse: lapse rate, the share of guesses in every draw's probabilities: see `blora.decision.temperature`.
-        stop_error: largest probability that early stopping under a policy decides differently from all draws
-            together; None disables early stopping.
+        stop_error: nominal probability that early stopping under a policy decides differently from all draws
+            together, see `blora.decision.stopping`; None disables early stopping.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT

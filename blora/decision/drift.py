@@ -16,7 +16,9 @@ martingale on the p-values themselves would count the chance deviations of these
 evidence, more with each answer.
 
 The counted answers have to be about different texts, as the calibration's rows are. Several questions about one text
-are familiar or unfamiliar together, so that their answers would bet several times on one observation.
+are familiar or unfamiliar together, so that their answers would bet several times on one observation. If some texts are
+asked about all the time, those that are counted are mostly rare ones, unlike the calibration's rows, and alpha may be
+exceeded.
 
 References:
     Ville, 1939. Vovk, Wang, 2021: E-values. arXiv:1912.06116. Waudby-Smith, Ramdas, 2024. arXiv:2010.09686.

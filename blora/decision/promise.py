@@ -12,7 +12,8 @@ reported, the test calls a kept promise broken.
 The test also assumes outcomes of answers about different texts. Answers to several questions about one text tend to be
 wrong together, so that one error would count several times: choose one question about each text independently of the
 answers, and add its outcome if it was answered. Of a sample of the texts, each has to be drawn with the same
-probability, however many questions about it were asked.
+probability, however many questions about it were asked. If some texts are asked about all the time, the counted ones
+are mostly rare ones, unlike the calibration's rows, and alpha may be exceeded.
 
 Outcomes may be corrected. The counts are then the counts of the corrected sequence, and the product is the same as if
 each outcome had been reported correctly at first, so the bound also holds for corrected outcomes at any number of

@@ -9,7 +9,8 @@ threshold for which it was rejected.
 The order is fixed before a score or a label of the proof part is seen, so this is fixed-sequence testing: the
 probability that the resulting threshold's selective error exceeds the target is at most delta, exactly and for any
 number of rows. The guarantee holds for one target, one delta and one seed that were fixed beforehand, and for questions
-from the same distribution: the rows have to be independent draws of the questions to be answered.
+from the same distribution: the rows have to be independent draws of the texts to be asked about, each of which counts
+once. If some texts are asked about again and again, nothing is proved of the share of wrong answers among all answers.
 
 A selective error over all answers says little about a rare choice: if 2 % of the questions are harmful, a model that
 calls nothing harmful is wrong in 2 % of its answers. A second limit, on the share of each choice's questions that get
@@ -325,7 +326,7 @@ def _plan(candidates: Candidates, evidence: Evidence, limits: _Limits, delta: fl
 
 
 def _grid(score: Score, uncertainty: Tensor, resolution: Resolution | None) -> Tensor:
-    """Return the rows' distinct uncertainties on the grid, tightest first; the loosest allows every row."""
+    """Return the rows' distinct uncertainties on the grid, tightest first; the last is the loosest row's own."""
     limits = uncertainty
     if resolution is not None:
         certain = -1.0 if score.high_is_certain else 0.0

@@ -17,8 +17,9 @@ which the lead is one.
 The entropy of a mean of few draws is biased downwards, by the delta method by I / (s - 1) * (1 - s / S) for the mutual
 information I. The bias is the same for the predictive entropy and the mutual information, and both may rise by it.
 
-The normal distribution of the draws is an assumption, which an outlying draw violates. Under a threshold on the mutual
-information, a sum of squares, up to twice the stated share of decisions differ. The stated error is therefore nominal.
+The normal distribution of the draws is an assumption, which an outlying draw violates. The stated error is therefore
+nominal: up to twice the stated share of decisions differ, and several times that share under a threshold on the mutual
+information, a sum of squares.
 The guarantee of a calibrated threshold is not affected: calibration proves it for the answers with early stopping.
 
 References:
@@ -56,7 +57,7 @@ def reach(probs: Tensor, n_samples: int, error: float, n_limits: int = 1) -> dic
     Args:
         probs: (s, N, C), the draws seen so far, 1 < s < S; 0 for choices that a row does not have.
         n_samples: S, the number of all draws.
-        error: largest probability, over all looks, of a decision that differs from the decision of all S draws.
+        error: nominal probability, over all looks, of a decision that differs from the decision of all S draws.
         n_limits: number of thresholds in the policy.
 
     Returns:

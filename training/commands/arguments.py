@@ -148,8 +148,9 @@ def add_sampling(parser: ArgumentParser | _ArgumentGroup, *, n_samples: int | No
     parser.add_argument(
         "--stop-error",
         type=float,
-        help="stop early once the policy's decision is settled, with at most this probability, such as 0.01, that the "
-        "remaining draws would have changed the decision (default: take all draws)",
+        help="stop early once the policy's decision is settled, with about this probability, such as 0.01, that the "
+        "remaining draws would have changed the decision; with more under max_mutual_information (default: take all "
+        "draws)",
     )
 
 

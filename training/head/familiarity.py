@@ -28,7 +28,7 @@ from blora.decision.guesses import beginning_of_guesses
 from blora.errors import ShapeError
 from blora.posterior.decision_head import Features
 from blora.posterior.noise import generator_of
-from blora.training.head.principal import principal_directions
+from blora.training.head.principal import principal_directions, varies
 from blora.training.rows.packed import LabelledRow, labels_of
 
 __all__ = ["Candidate", "FittedFamiliarity", "familiarity_of", "fit_familiarity", "with_guesses"]
@@ -220,7 +220,7 @@ def _fit(depths: Sequence[int], states: Tensor, labels: Tensor | None) -> Famili
     states = states.float()
     n_rows, n_states = states.shape
     center = states.mean(0)
-    scale = states.std(0, correction=0).clamp_min(1e-6)
+    scale = _scale(states)
     x = (states - center) / scale
     n_low = n_states // len(depths) * min(N_LOW_DEPTHS, len(depths))
     n_directions = max(1, min(N_DIRECTIONS, n_rows // 4, n_low - 1, MOST_BYTES // 4 // (2 * n_low)))
@@ -244,6 +244,12 @@ def _fit(depths: Sequence[int], states: Tensor, labels: Tensor | None) -> Famili
     return Familiarity(config, center, scale, directions, variances, residual, axes, means, zero, zero + 1, zero[:1])
 
 
+def _scale(states: Tensor) -> Tensor:
+    """Return the standard deviations (F,) of states (N, F), and 1 where rows differ by rounding alone."""
+    spread = states.std(0, correction=0)
+    return torch.where(varies(spread, states), spread, 1.0)
+
+
 class _Gaussian(NamedTuple):
     """One Gaussian of states (N, n_low): see the attributes of `Familiarity`."""
 
@@ -256,7 +262,7 @@ class _Gaussian(NamedTuple):
 
 def _gaussian(states: Tensor, n_directions: int) -> _Gaussian:
     """Return the Gaussian of states (N, n_low), with at most a number of leading directions."""
-    center, scale = states.mean(0), states.std(0, correction=0).clamp_min(1e-6)
+    center, scale = states.mean(0), _scale(states)
     low = (states - center) / scale
     directions = principal_directions(low, n_directions, MOST_GRAM)[0].half().float()
     variances = (low @ directions.T).square().mean(0).clamp_min(LEAST_VARIANCE)
@@ -317,7 +323,7 @@ def _folds(states: Tensor, labels: Tensor) -> Iterator[Tensor]:
         yield from present.split(1)
         return
     x = states.float() - states.float().mean(0)
-    sums = torch.zeros(len(present), x.shape[1]).index_add(0, label, x / x.std(0).clamp_min(1e-6))
+    sums = torch.zeros(len(present), x.shape[1]).index_add(0, label, x / _scale(x))
     means = normalize(sums, dim=-1)
     group = _k_means(means, MOST_FOLDS)
     for fold in group.unique():

@@ -30,7 +30,7 @@ from blora.posterior.decision_head import DecisionHead, Features
 from blora.posterior.draws import Draws
 from blora.training.head.grams import known_grams
 from blora.training.head.inputs import Floats, HeadInputs
-from blora.training.head.principal import principal_directions
+from blora.training.head.principal import principal_directions, varies
 from blora.training.rows.packed import LabelledRow, labels_of
 from blora.training.trials import Trial, trial_of
 
@@ -45,8 +45,6 @@ N_PRODUCTS = (128, 64)
 # Factor between the precisions that continue a grid whose end is best, and the most of them: labels that hardly depend
 # on the text want far higher precisions than those of most tasks.
 BEYOND, MOST_BEYOND = 3.0, 4
-# Spread of a state, relative to the usual size of states, below which texts differ in it by rounding alone.
-LEAST_SPREAD = 1e-4
 # Fall of the validation NLL for which products are taken: with them a head has several times as many weights.
 LEAST_GAIN_NATS = 0.01
 # Precision that switches a part of the inputs off.
@@ -359,9 +357,9 @@ def _standardised(centred: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
     Where rows differ by rounding alone the standard deviation is given as 1, and the standardised states are zero.
     """
     spread = centred.square().mean(0).sqrt()
-    varies = spread > LEAST_SPREAD * states.square().mean(0).sqrt().median()
-    scale = torch.where(varies, spread, 1.0)
-    return scale, centred / scale * varies
+    varying = varies(spread, states)
+    scale = torch.where(varying, spread, 1.0)
+    return scale, centred / scale * varying
 
 
 def _directions(states: Tensor, n_directions: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Principal directions of rows, by the smaller of their two Gram matrices."""
+"""Principal directions of rows, by the smaller of their two Gram matrices, and which columns of rows vary at all."""
 
 import torch
 from scipy.linalg import eigh
@@ -7,10 +7,17 @@ from torch.nn.functional import normalize
 
 from blora.posterior.noise import generator_of
 
-__all__ = ["principal_directions"]
+__all__ = ["principal_directions", "varies"]
 
 # Variance of a direction, relative to that of the first, up to which it is rounding.
 LEAST_SHARE = 1e-6
+# Spread of a column, relative to the usual size of columns, up to which rows differ in it by rounding alone.
+LEAST_SPREAD = 1e-4
+
+
+def varies(spread: Tensor, rows: Tensor) -> Tensor:
+    """Return a mask (F,) of the columns of rows (N, F) whose standard deviations (F,) are more than rounding."""
+    return spread > LEAST_SPREAD * rows.square().mean(0).sqrt().median()
 
 
 def principal_directions(rows: Tensor, n_directions: int, most: int) -> tuple[Tensor, Tensor]:

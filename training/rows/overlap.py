@@ -126,7 +126,7 @@ def check_disjoint(train: ExampleSet, validation: ExampleSet) -> None:
 
 
 def check_distinct(examples: ExampleSet) -> None:
-    """Refuse questions that come twice, with the same label or another: the proof needs independent rows.
+    """Refuse questions that come twice, with the same label or another: in the proof each text counts once.
 
     Raises:
         DataError: if there are such questions; the message names both places of the first ones.
@@ -140,8 +140,8 @@ def check_distinct(examples: ExampleSet) -> None:
     if twice:
         more = f"; and {len(twice) - REPORTED} more" if len(twice) > REPORTED else ""
         raise DataError(
-            f"got the same question twice in {examples.source}, expected independent rows: "
-            f"{'; '.join(twice[:REPORTED])}{more}. Remove one of each"
+            f"got the same question twice in {examples.source}, expected each once, because a "
+            f"text counts once in a proof: {'; '.join(twice[:REPORTED])}{more}. Remove one of each"
         )
 
 

@@ -176,6 +176,15 @@ def test_constant_states_are_no_trouble() -> None:
     assert found.distance(train).isfinite().all()
 
 
+def test_a_state_that_differs_by_rounding_alone_makes_no_question_unfamiliar() -> None:
+    states = torch.randn(500, 40, generator=torch.Generator().manual_seed(0))
+    states[:, 3] = 7.0
+    familiarity = fit_familiarity((1, 2), states[:300], states[300:400]).familiarity
+    before = familiarity.distance(states[400:])
+    states[400:, 3] = torch.nextafter(states[400:, 3], torch.tensor(8.0))
+    assert torch.allclose(familiarity.distance(states[400:]), before, atol=1e-4)
+
+
 def test_a_wide_model_with_many_labels_stays_within_the_limit() -> None:
     generator = torch.Generator().manual_seed(0)
     train, labels = torch.randn(765, 5 * 4096, generator=generator), torch.arange(765) % 255

@@ -173,7 +173,7 @@ def test_a_question_that_comes_twice_is_refused_with_both_places(tmp_path: Path)
     check_distinct(examples(tmp_path, *asked(*NAMES)))
     file = tmp_path / "rows.jsonl"
     twice = examples(tmp_path, *asked("one", "two", "one"), *asked("two", label=0))
-    with pytest.raises(DataError, match="got the same question twice in rows.jsonl, expected independent rows") as info:
+    with pytest.raises(DataError, match="got the same question twice in rows.jsonl, expected each once") as info:
         check_distinct(twice)
     assert f"{file}:1 and {file}:3; {file}:2 and {file}:4. Remove" in str(info.value)
     with pytest.raises(DataError, match=r"rows.jsonl:5 and .*rows.jsonl:12; and 2 more\. Remove"):
