@@ -1,7 +1,8 @@
 # Two commands on a fresh machine: `make run` serves the demo, `make test` proves the project.
 PYTHON ?= python3
-HOST ?= 127.0.0.1
-PORT ?= 8000
+# Of the command line alone: conda exports a HOST, and hosted shells a PORT.
+HOST := 127.0.0.1
+PORT := 8000
 DATA ?= ../shared/data
 VENV := .venv
 BIN := $(VENV)/bin

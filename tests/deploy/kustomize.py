@@ -11,7 +11,19 @@ from typing import Any
 import pytest
 import yaml
 
-__all__ = ["ALONE", "K8S", "TARGETS", "built", "container", "needs_kustomize", "one", "pod", "pods", "settings_of"]
+__all__ = [
+    "ALONE",
+    "K8S",
+    "TARGETS",
+    "build",
+    "built",
+    "container",
+    "needs_kustomize",
+    "one",
+    "pod",
+    "pods",
+    "settings_of",
+]
 
 K8S = Path(__file__).resolve().parents[2] / "deploy" / "k8s"
 OVERLAYS = tuple(f"overlays/{folder.name}" for folder in sorted((K8S / "overlays").iterdir()))
@@ -40,11 +52,12 @@ def built(target: str) -> list[dict[str, Any]]:
             (overlay / "kustomization.yaml").write_text(
                 yaml.safe_dump({"resources": ["../../base"], "components": [f"../../{target}"]})
             )
-            return _build(overlay)
-    return _build(K8S / target)
+            return build(overlay)
+    return build(K8S / target)
 
 
-def _build(folder: Path) -> list[dict[str, Any]]:
+def build(folder: Path) -> list[dict[str, Any]]:
+    """The resources of a folder with a kustomization."""
     told = subprocess.run(["kustomize", "build", str(folder)], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
     return list(yaml.safe_load_all(told.stdout))

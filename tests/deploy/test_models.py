@@ -4,6 +4,8 @@ import hashlib
 import http.server
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,11 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from blora.adapter import OWN_FILES
-from tests.deploy.kustomize import needs_kustomize, one, pod, settings_of
+from tests.deploy.kustomize import K8S, build, needs_kustomize, one, pod, settings_of
 
 pytestmark = needs_kustomize
+
+ROOT = Path(__file__).resolve().parents[2]
 
 REPOSITORIES = {
     "OWNER/BASE": {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"a pickle"},
@@ -145,3 +150,21 @@ def test_a_claim_is_mounted_where_the_server_reads() -> None:
     assert volume["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
     for variable in ("BLORA_BASE_MODEL", "BLORA_ADAPTERS"):
         assert "/models/" in settings_of("components/models-volume")[variable]
+
+
+def test_values_above_a_component_are_the_ones_that_count(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    files = dict(re.findall(r"```yaml\n# (overlays/ours\S*)\n(.*?)```", page, re.DOTALL))
+    assert len(files) == 2
+    shutil.copytree(K8S, tmp_path / "k8s")
+    for name, text in files.items():
+        file = tmp_path / "k8s" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    values: dict[str, str] = {}
+    for resource in build(tmp_path / "k8s" / "overlays" / "ours"):
+        values |= resource["data"] if resource["kind"] == "ConfigMap" else {}
+    for generated in yaml.safe_load(files["overlays/ours/kustomization.yaml"])["configMapGenerator"]:
+        for name, value in (literal.split("=", 1) for literal in generated["literals"]):
+            assert values[name] == value
+    assert values["BLORA_BASE_MODEL"] == "/models/base"

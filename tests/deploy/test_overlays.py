@@ -170,7 +170,8 @@ def test_a_vllm_in_the_pod_is_the_one_that_is_asked(monkeypatch):
     flags = dict(flag.removeprefix("--").split("=") for flag in vllm["args"] if "=" in flag)
     assert found.engine_url == f"http://{flags['host']}:{flags['port']}"
     assert int(flags["port"]) not in (found.port, found.metrics_port)
-    assert found.engine_url in vllm["startupProbe"]["exec"]["command"][-1]
+    for probe in ("startupProbe", "livenessProbe"):  # a hung one is started again
+        assert found.engine_url in vllm[probe]["exec"]["command"][-1]
     assert found.dtype == flags["dtype"]
     assert vllm["restartPolicy"] == "Always"  # else the server would wait for its end
     mounts = [{m["mountPath"]: m["name"] for m in c["volumeMounts"]} for c in (vllm, server)]

@@ -1,12 +1,14 @@
 """The application as a whole: its OpenAPI document is correct."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from blora.server.errors import CODES
-from tests.server.fakes import Running
+from blora.server.keys import line_of
+from tests.server.fakes import FakeEngine, Running, running
 from tests.server.http.test_bad_requests import BAD_BODIES
 
 GOOD = [
@@ -94,3 +96,19 @@ async def test_every_code_of_a_prediction_is_documented(document: dict[str, Any]
 async def test_other_answers_fit_the_document(server: Running, document: dict[str, Any], path: str) -> None:
     schema = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
     validator(document, schema).validate((await server.client.get(path)).json())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/v1/adapters/triage", "DELETE, GET, HEAD, PUT"),
+        ("DELETE", "/v1/adapters", "GET, HEAD, POST"),
+        ("GET", "/v1/predict", "POST"),
+    ],
+)
+async def test_a_wrong_method_is_told_all_that_are_there(method: str, path: str, allowed: str, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(line_of("ops", "admin", "key-of-ops") + "\n")
+    async with running(FakeEngine(), api_keys=keys, adapter_root=tmp_path) as server:
+        response = await server.client.request(method, path, headers={"authorization": "Bearer key-of-ops"})
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)

@@ -143,3 +143,15 @@ def test_settings_cannot_be_changed() -> None:
     settings = Settings()
     with pytest.raises(ValidationError, match="frozen"):
         settings.port = 1  # type: ignore[misc]
+
+
+def test_an_empty_default_adapter_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLORA_DEFAULT_ADAPTER", "")
+    assert Settings().default_adapter is None
+
+
+@pytest.mark.parametrize("name", ["ADAPTER_ROOT", "API_KEYS", "ENGINE_FOLDER", "FEEDBACK_REDIS_PASSWORD_FILE"])
+def test_an_empty_path_is_not_the_working_directory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"BLORA_{name}", "")
+    with pytest.raises(ValidationError, match="got an empty path, expected one"):
+        Settings()

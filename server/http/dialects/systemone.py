@@ -30,6 +30,7 @@ from blora.server.schemas.decisions.systemone import (
     SystemOneScore,
     SystemOneScoreAnswer,
     SystemOneUsage,
+    is_empty,
 )
 from blora.server.schemas.validation import field_name
 
@@ -92,7 +93,7 @@ def _state(given: Any) -> str:
         InvalidRequestError: if it is empty, or a number in it is not finite.
     """
     text = text_at(given, "state")
-    if not text.strip():
+    if is_empty(given):
         raise InvalidRequestError("This text is empty: fill it.", code="empty_string", param="state")
     return text
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from blora.questions.spelling import plain, seen
 from blora.questions.wording import choice_text
 from blora.server.adapters.registry import Registry
 from blora.server.engines.handle import AdapterHandle
@@ -131,8 +132,8 @@ def _below(name: str, parent: str) -> bool:
 def _match(question: Question, handle: AdapterHandle, places: tuple[int, ...]) -> tuple[int, Recognised] | None:
     """Return how surely a question with an adapter's choices is its own, 0 for surest, and the recognised question."""
     config = handle.config.question
-    own = "" if config is None else _plain(config.instructions)
-    asked = _plain(question.instructions)
+    own = "" if config is None else plain(config.instructions)
+    asked = plain(question.instructions)
     if config is not None and question.name == config.name:
         sureness = 0
     elif asked and asked == own:
@@ -159,7 +160,7 @@ def _descriptions(question: Question, handle: AdapterHandle, places: tuple[int, 
     described = config.descriptions if config is not None else {}
     contradicted = added = False
     for option, place in zip(question.options, places, strict=True):
-        own, asked = _plain(described.get(choices[place], "")), _plain(option.description)
+        own, asked = plain(described.get(choices[place], "")), plain(option.description)
         contradicted = contradicted or bool(own and asked and own != asked)
         added = added or bool(asked and not own)
     return contradicted, added
@@ -172,27 +173,22 @@ def _places(question: Question, handle: AdapterHandle) -> tuple[int, ...] | None
         return None
     if len(question.options) != len(choices):
         return None
-    offered = [choice.strip() for choice in choices]
+    offered = list(map(seen, choices))
     match question.type:
         case "predicate":
             return 0, 1
         case "choice":
             place = {choice: index for index, choice in enumerate(offered)}
-            texts = [spelled(option.value) for option in question.options if isinstance(option.value, str)]
+            texts = [seen(spelled(option.value)) for option in question.options if isinstance(option.value, str)]
             return tuple(map(place.__getitem__, texts)) if set(texts) == set(offered) else None
         case "score":
             described = config.descriptions if config is not None else {}
             for option, choice in zip(question.options, choices, strict=True):
                 meaning = described.get(choice, "")
-                names = {_plain(name) for name in (choice, meaning, choice_text(choice, meaning)) if name}
-                if _plain(spelled(option.value)) not in names:
+                names = {plain(name) for name in (choice, meaning, choice_text(choice, meaning)) if name}
+                if plain(spelled(option.value)) not in names:
                     return None
             return tuple(range(len(offered)))
-
-
-def _plain(text: str) -> str:
-    """Return a text with a single space for each white space, and none at the ends."""
-    return " ".join(text.split())
 
 
 def _described(handle: AdapterHandle) -> str:

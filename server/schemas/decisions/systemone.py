@@ -27,6 +27,7 @@ __all__ = [
     "SystemOneScore",
     "SystemOneScoreAnswer",
     "SystemOneUsage",
+    "is_empty",
 ]
 
 
@@ -34,6 +35,11 @@ def _content(value: object) -> Any:
     if isinstance(value, str | dict | list):
         return value
     raise PydanticCustomError("content_type", "Input should be a string, an object or an array")
+
+
+def is_empty(content: str | dict[str, Any] | list[Any]) -> bool:
+    """Return whether a content says nothing: a blank text, or an object or an array without items."""
+    return not (seen(content) if isinstance(content, str) else content)
 
 
 Content = Annotated[Any, PlainValidator(_content, json_schema_input_type=str | dict[str, Any] | list[Any])]
@@ -60,7 +66,7 @@ class SystemOneNoul(_Question):
     def _says_something(self) -> "SystemOneNoul":
         criteria = self.criteria or NoulCriteria()
         said = self.instructions, criteria.true, criteria.false
-        if all(part is None or (isinstance(part, str) and not seen(part)) for part in said):
+        if all(part is None or is_empty(part) for part in said):
             raise PydanticCustomError(
                 "no_criteria",
                 "The question has neither instructions nor criteria: send one of them.",

@@ -152,6 +152,13 @@ def test_a_port_in_use_gives_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert re.fullmatch(f"blora serve: cannot listen on 127.0.0.1 port {port} .*in use.*: choose another.*\n", line)
 
 
+def test_where_log_lines_are_objects_the_reason_of_a_failed_start_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["--port", str(taken.getsockname()[1]), "--log-format", "json"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["message"].startswith("blora serve: cannot listen on 127.0.0.1 port ")
+
+
 def test_the_module_imports_nothing_heavy_and_says_what_it_is() -> None:
     heavy = {"torch", "transformers", "fastapi", "uvicorn", "pydantic"}
     code = f"import sys, blora.server.commands.serve; print(sorted({heavy} & sys.modules.keys()))"

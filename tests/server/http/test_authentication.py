@@ -101,6 +101,13 @@ async def test_only_an_admin_changes_adapters(engine: FakeEngine, file: Path, he
         assert response.status_code == (403 if headers == bearing("key-of-the-shop") else 204)
 
 
+async def test_what_changes_nothing_needs_no_admin(engine: FakeEngine, file: Path) -> None:
+    async with running(engine, api_keys=file, adapter_root=file.parent) as server:
+        for method in ("GET", "HEAD", "OPTIONS"):
+            response = await server.client.request(method, "/v1/adapters", headers=bearing("key-of-the-shop"))
+            assert response.status_code == (405 if method == "OPTIONS" else 200)
+
+
 async def test_where_there_are_no_keys_anyone_may_ask_and_nobody_change(engine: FakeEngine) -> None:
     async with running(engine) as server:
         assert (await server.client.post("/v1/predict", json=ASK)).status_code == 200

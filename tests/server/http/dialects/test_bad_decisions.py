@@ -257,6 +257,8 @@ SYSTEMONE = {
     "state of a number": Bad(_states(3, q=NOUL), "invalid_type", "state", "a string, an object or an array"),
     "state of null": Bad(_states(None, q=NOUL), "invalid_type", "state", "got null"),
     "empty state": Bad(_states(" ", q=NOUL), "empty_string", "state", "empty"),
+    "state of an empty object": Bad(_states({}, q=NOUL), "empty_string", "state", "empty"),
+    "state of an empty array": Bad(_states([], q=NOUL), "empty_string", "state", "empty"),
     "unknown model": Bad(_states(q=NOUL, model=SECRET), "unknown_adapter", "model", "open", 404),
     "no questions": Bad(_states(), "invalid_length", "questions", "at least 1"),
     "questions of a list": Bad(_states() | {"questions": [NOUL]}, "invalid_type", "questions", "an object"),
@@ -271,6 +273,9 @@ SYSTEMONE = {
     "a noul without a question": Bad(_states(q={"type": "noul"}), "missing", "questions.q.instructions", "neither"),
     "a noul of empty criteria": Bad(
         _states(q={"type": "noul", "criteria": {"true": None}}), "missing", "questions.q.instructions", "neither"
+    ),
+    "a noul of an empty object": Bad(
+        _states(q={"type": "noul", "instructions": {}}), "missing", "questions.q.instructions", "neither"
     ),
     "a noul of blank texts": Bad(
         _states(q={"type": "noul", "instructions": " ", "criteria": {"true": ""}}),

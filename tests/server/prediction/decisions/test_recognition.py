@@ -38,6 +38,8 @@ def found(asked: Question) -> tuple[str, tuple[int, ...]] | None:
         (question("choice", "account", "billing", "technical", name="queue"), "triage", (2, 0, 1)),
         (question("choice", " account", "billing\n", "technical", name="queue"), "triage", (2, 0, 1)),
         (question("choice", *CHOICES, instructions=" Which  team\nshould answer? "), "triage", (0, 1, 2)),
+        (question("choice", "bill\u200bing", "technical", "account", name="queue"), "triage", (0, 1, 2)),
+        (question("choice", *CHOICES, instructions="Which team should\u200b answer?"), "triage", (0, 1, 2)),
         (question("choice", *CHOICES, instructions=""), "triage", (0, 1, 2)),
         (question("predicate", name="urgent"), "triage.urgent", (0, 1)),
         (question("predicate", instructions=URGENT.instructions), "triage.urgent", (0, 1)),
