@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
+from blora.client.answers import ErrorBody
 from blora.server.engines.protocol import Engine
 from blora.server.errors import (
     DisconnectedError,
@@ -77,6 +78,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
+        responses={500: {"model": ErrorBody, "description": "internal_error"}},
     )
     app.state.service = service
     app.state.reader = Reader(settings.max_body_bytes)

@@ -58,7 +58,7 @@ BEYOND_SCHEMAS = {
         "empty state",
     ),
     *("assets", "images", "a long name", "a blank label", "a noul without a question", "a noul of empty criteria"),
-    *("a noul of blank texts", "an empty policy"),
+    *("a noul of blank texts", "a noul of an empty object", "an empty policy"),
 }
 
 
