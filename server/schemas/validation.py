@@ -154,6 +154,8 @@ def describe(value: object) -> str:
             return f"a string of {_counted(len(value), 'character')}"
         case list():
             return f"a list of {_counted(len(value), 'item')}"
+        case dict():
+            return f"an object of {_counted(len(value), 'field')}"
         case _:
             return "an object"
 

@@ -39,7 +39,8 @@ def test_a_field_may_be_called_like_a_part_of_the_scaffold() -> None:
         (float("inf"), "a very large number"),
         ("secret", "a string of 6 characters"),
         ([1, 2], "a list of 2 items"),
-        ({"secret": 1}, "an object"),
+        ({"secret": 1}, "an object of 1 field"),
+        ({}, "an object of 0 fields"),
     ],
 )
 def test_values_are_described_and_text_is_not_repeated(value: object, words: str) -> None:
