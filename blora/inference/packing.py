@@ -18,7 +18,7 @@ from blora.errors import PromptError, PromptTooLongError
 from blora.inference.chat import render
 from blora.inference.choices import check_choices, check_tokens, encode_choices, ended
 from blora.inference.text import encode, guard
-from blora.questions.spelling import half_pair
+from blora.questions.spelling import half_pair, seen
 
 __all__ = ["LABELS", "PackedRow", "States", "pack"]
 
@@ -217,10 +217,11 @@ def _readout(config: PromptConfig, choices: tuple[str, ...], *, by_label: bool) 
     """Return what scores the choices of a question, and each choice's index among the outputs of a linear head."""
     if config.readout != "linear" or by_label:
         return "scores" if by_label else config.readout, ()
-    place = {choice.strip(): index for index, choice in enumerate(config.choices or ())}
-    if not set(choices) <= set(place):
+    place = {seen(choice): index for index, choice in enumerate(config.choices or ())}
+    offered = list(map(seen, choices))
+    if len(set(offered)) < len(offered) or not set(offered) <= set(place):
         return "scores", ()
-    return "linear", tuple(place[choice] for choice in choices)
+    return "linear", tuple(place[choice] for choice in offered)
 
 
 def _listing(choices: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from blora.decision.abstention import Policy
 from blora.decision.calibration import FormName
 from blora.decision.conformal import prediction_sets
 from blora.decision.uncertainty import Prediction
+from blora.questions.spelling import seen
 from blora.server.engines.handle import AdapterHandle
 from blora.server.engines.loading import idle_familiarity
 from blora.server.engines.protocol import Job, Stop
@@ -210,8 +211,12 @@ def _proved(handle: AdapterHandle, target_risk: float) -> InForce:
 
 
 def _same_choices(asked: Sequence[str], prompt: PromptConfig) -> bool:
-    """Return whether choices are the adapter's fixed ones; their order counts where the model reads them as a list."""
-    found, own = ([choice.strip() for choice in choices] for choices in (asked, prompt.choices or ()))
+    """Return whether choices are the adapter's fixed ones; their order counts where the model reads them as a list.
+
+    Those of a linear head, whose texts no model reads, only have to look the same.
+    """
+    form = seen if prompt.readout == "linear" else str.strip
+    found, own = ([form(choice) for choice in choices] for choices in (asked, prompt.choices or ()))
     return found == own if prompt.scoring == "label" else sorted(found) == sorted(own)
 
 

@@ -1,6 +1,7 @@
 """Encoders: a prompt is read by itself, whatever is in its batch, and no choices are scored."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -234,6 +235,14 @@ def test_choices_that_a_language_model_would_score_are_refused(config: PromptCon
     with pytest.raises(PromptError, match="an encoder, which scores no texts") as caught:
         packed(config, *choices)
     assert caught.value.param == "choices"
+
+
+def test_choices_of_a_linear_head_are_its_own_if_they_look_like_them() -> None:
+    cafe = replace(LINEAR, choices=("caf\u00e9", "no"))
+    row = packed(cafe, "no\u200b", "cafe\u0301")
+    assert (row.readout, row.outputs, row.choices) == ("linear", (1, 0), ("no\u200b", "cafe\u0301"))
+    with pytest.raises(PromptError, match="an encoder, which scores no texts"):
+        packed(cafe, "caf\u00e9", "cafe\u0301")
 
 
 def test_depth_of_an_encoder_is_the_number_of_its_layers() -> None:

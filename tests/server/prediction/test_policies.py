@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from blora.config import PromptConfig
 from blora.decision.abstention import Policy
+from blora.server.prediction.policies import _same_choices
 from tests.server.calibrations import calibration
 from tests.server.decision_models import URGENT, predicate
 from tests.server.fakes import CHOICES, OPEN_DIGEST, TRIAGE_DIGEST, FakeEngine, Running, handle, running
@@ -185,6 +187,12 @@ async def test_choices_in_another_order_are_others_where_the_model_reads_a_list_
         assert (await ask(server, prompt="p=0.9 x", choices=list(CHOICES)))["policy"] == DEFAULT
         error = await refusal(server, prompt="p=0.9 x", choices=list(reversed(CHOICES)))
     assert (error["code"], error["param"]) == ("not_calibrated", "choices")
+
+
+def test_choices_that_only_look_like_the_adapters_are_its_own_where_no_model_reads_them() -> None:
+    choices = ["bill\u200bing", *CHOICES[1:]]
+    assert _same_choices(choices, PromptConfig(choices=CHOICES, readout="linear"))
+    assert not _same_choices(choices, PromptConfig(choices=CHOICES))
 
 
 async def test_the_refusal_of_other_choices_lists_those_of_the_adapter(server: Running) -> None:
