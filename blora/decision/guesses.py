@@ -37,6 +37,7 @@ def beginning_of_guesses(reference: Tensor, probs: Tensor, labels: Tensor) -> fl
         probs: (S, N, C) recalibrated probabilities of validation rows, 0 for choices that a row does not have.
         labels: (N,).
 
+    >>> import torch
     >>> sure = torch.tensor([[[0.9, 0.1], [0.8, 0.2]]])
     >>> far = torch.arange(100.0) / 10  # the farthest twentieth is 0.3 beyond the next one in the mean
     >>> round(beginning_of_guesses(far, sure, torch.tensor([0, 0])), 2), float(far.max())
