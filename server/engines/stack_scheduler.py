@@ -6,7 +6,7 @@ them than cores. A second computing thread, and so a second team, makes every pa
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
 import torch
@@ -29,7 +29,7 @@ class StackScheduler:
         thread: an executor of one thread.
     """
 
-    def __init__(self, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, thread: Executor) -> None:
         self._thread = thread
         self._queued: set[Future[Any]] = set()  # futures of tasks that have not begun
 
