@@ -205,6 +205,12 @@ def _bayesianize(
     )
     save_adapter(output, posterior, chosen.recalibrated(config), base)
     logger.info("wrote %s: %s", output, chosen)
+    if chosen.metrics.nll > lora.metrics.nll + tolerance:
+        logger.warning(
+            "the adapter's validation NLL, %.4f, is above that of the LoRA, %.4f, by more than the tolerance of %g: "
+            "try --scales below %g",
+            *(chosen.metrics.nll, lora.metrics.nll, tolerance, min(scales)),
+        )
     warn_of_few_rows(chosen.n_rows, chosen.n_recalibrating)
     return chosen, [lora, *trials]
 

@@ -99,6 +99,9 @@ class Recipe:
     command: str
 
 
+_USUAL = {field.name: field.default for field in fields(Recipe)}
+
+
 def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Recipe:
     """Return the recipe of a training run.
 
@@ -116,6 +119,7 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
     given = {name: value for name, value in settings.items() if value is not None}
     for name in ("n_samples", "train_examples", "validation_examples"):
         require(given.get(name, 1) >= 1, f"{name} = {given.get(name)}", "1 or more, or None")
+    _check_validation(given)
     usual = TrainConfig(work_dir=output).learning_rate
     if given.get("method") == "lora" and given.get("learning_rate", usual) != usual:
         raise ConfigError(
@@ -130,7 +134,8 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
             raise ConfigError("got choices and a question, which brings its own; leave --choices out")
         given["question"] = question_given(asked) if isinstance(asked, Mapping) else read_question(Path(asked))
     own = {name: given.pop(name) for name in _direct_names() & given.keys()}
-    work_dir = Path(given.pop("work_dir", output.with_name(f"{output.name}.work")))
+    named = output if output.name not in ("", "..") else output.resolve()
+    work_dir = Path(given.pop("work_dir", named.with_name(f"{named.name}.work")))
     default_template = "template" not in given
     if "base_model" not in own:
         own["base_model"] = base_model_of(own.get("init_from"))
@@ -149,6 +154,15 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
     if given:
         raise ConfigError(f"got unknown settings {', '.join(sorted(given))}, expected those of `blora train --help`")
     return recipe
+
+
+def _check_validation(given: Mapping[str, Any]) -> None:
+    """Raise an error if one of the settings of validation rows is of no use beside the others."""
+    changed = {name for name in ("split_seed", "validation_split") if given.get(name, _USUAL[name]) != _USUAL[name]}
+    if "validation" in given and "split_seed" in changed:
+        raise ConfigError("got --split-seed with --validation, so that no rows are divided: leave one of them out")
+    if "validation" not in given and "validation_split" in changed:
+        raise ConfigError("got --validation-split without --validation, whose split it is: give both, or neither")
 
 
 def prompt_of(given: dict[str, Any], start: PromptConfig) -> PromptConfig:

@@ -34,7 +34,7 @@ from blora.posterior.posterior import Posterior
 from blora.training.caveats import warn_of_few_rows, warn_of_unseen_choices
 from blora.training.config import N_SAMPLES
 from blora.training.head.train import Part, TrainedHead, parse_depths, train_below, train_head
-from blora.training.lora.checkpoints import claim, last_complete, release
+from blora.training.lora.checkpoints import check_apart, claim, last_complete, release
 from blora.training.lora.trainer import check_tracker, fit
 from blora.training.plan import n_samples_of, plan_of
 from blora.training.processes import claim_device
@@ -89,6 +89,7 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
         Policy.from_mapping(recipe.policy)
     SamplingConfig(n_samples=recipe.n_samples or N_SAMPLES)  # checked here, as the policy is
     check_output(output)
+    check_apart(recipe.training.work_dir, output)
     check_tracker(recipe.training.report_to)
     train, validation, prompt = _read(recipe)
     before = seen_by(recipe.init_from)
@@ -199,6 +200,8 @@ class _Run:
         if self.base.companion is not None:
             run["companion"] = self.base.companion.ref.fingerprint
         run |= {"train": self.train.digest, "validation": self.validation.digest}
+        # A step's number tells the epoch for one number of processes alone, and --dtype auto depends on the processor.
+        run |= {"processes": self.processes.num_processes, "dtype": self.base.dtype_name}
         if self.recipe.init_from is not None:
             run["init"] = sha256((self.recipe.init_from / WEIGHTS_FILE).read_bytes()).hexdigest()
         work_dir = self.recipe.training.work_dir

@@ -91,6 +91,8 @@ def tune(
     """
     require(len(scales) > 0, "no scales", "at least one")
     require(0 <= tolerance < math.inf, f"tolerance = {tolerance}", "nats of at least 0")
+    if isinstance(posterior, Posterior) and posterior.config.method == "lora":
+        scales = [1.0]  # a point has no width: only the recalibration is to be found
     trials = try_scales(scorer(base, posterior, rows, sampling), rows, scales, tolerance)
     chosen = choose(trials, tolerance)
     posterior.widen(chosen.scale)

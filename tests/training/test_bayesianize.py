@@ -1,6 +1,7 @@
 """A posterior around LoRAs that PEFT itself made."""
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from blora.base_model import load_base_model
 from blora.cli import main
 from blora.config import PosteriorConfig
 from blora.errors import ConfigError
+from blora.training import bayesianize
 from blora.training.bayesianize import posterior_around
 from blora.training.rows.examples import examples_for
 from blora.training.rows.overlap import SEEN, fingerprints
@@ -67,6 +69,26 @@ def test_the_command_writes_an_adapter_that_loads(
     assert tuning["scale"] in (0.25, 0.5)
     assert adapter.config.prompt.template == "Question: {prompt}\nAnswer:"
     assert json.loads((output / "adapter_config.json").read_text())["r"] == 3
+
+
+def test_a_posterior_that_is_worse_than_the_lora_beyond_the_tolerance_is_told(
+    base_folder: Path, toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    search = bayesianize.tune
+
+    def worse(*args: Any, **settings: Any) -> Any:
+        chosen, trials = search(*args, **settings)
+        return replace(chosen, metrics=replace(chosen.metrics, nll=chosen.metrics.nll + 1)), trials
+
+    command = ["bayesianize", str(make_lora(tmp_path / "lora")), "--data", str(toy_file), "--n-samples", "4"]
+    command += ["--base-model", str(base_folder), *CPU, "--tolerance", "0.5"]
+    for name, found in (("as it is", search), ("worse", worse)):
+        caplog.clear()
+        monkeypatch.setattr(bayesianize, "tune", found)
+        with caplog.at_level(logging.WARNING, "blora.training.bayesianize"):
+            assert main([*command, "--output", str(tmp_path / name)]) == 0
+        told = [record.getMessage() for record in caplog.records if record.name == "blora.training.bayesianize"]
+        assert ["try --scales below 0.5" in message for message in told] == [True] * (name == "worse")
 
 
 def test_the_choices_of_a_lora_that_was_trained_here_are_kept(base_folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from blora.config import AdapterConfig, PosteriorConfig, PromptConfig
 from blora.errors import AdapterError, BaseModelError, BloraError, ConfigError, DataError
 from blora.training.commands import train
 from blora.training.config import TrainConfig
-from blora.training.recipe import prompt_of
+from blora.training.recipe import prompt_of, recipe_of
 from blora.training.rows.examples import read_examples
 from blora.training.rows.overlap import fingerprints
 from tests.training.conftest import REVISION
@@ -186,6 +186,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], type[BloraError], str]] = {
     ),
     "negative training rows": (("--validation", "{data}", "--train-examples", "-3"), SystemExit, "2"),
     "no validation rows": (("--validation", "{data}", "--validation-examples", "0"), SystemExit, "2"),
+    "a split of no validation data": (("--validation-split", "test"), ConfigError, "--validation-split without"),
+    "a seed of no division": (("--validation", "{data}", "--split-seed", "1"), ConfigError, "--split-seed with"),
     "negative seed": (("--seed", "-1"), BloraError, "got "),
     "negative split seed of the bank": (("--bank-seed", "-1"), ConfigError, "seed = -1"),
 }
@@ -238,6 +240,24 @@ def test_a_foreign_output_folder_is_refused_before_training(tmp_path: Path, base
         train.main(train_arguments(base_folder, toy_file, tmp_path / "toy"))
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
     assert (tmp_path / "toy" / "thesis.txt").read_text() == "irreplaceable"
+
+
+@pytest.mark.parametrize(("work", "output"), [("runs", "runs/a"), ("b", "b"), ("c/work", "c")])
+def test_a_work_folder_around_or_inside_the_output_is_refused_before_training(
+    tmp_path: Path, base_folder: Path, toy_file: Path, work: str, output: str
+) -> None:
+    arguments = train_arguments(base_folder, toy_file, tmp_path / output, "--work-dir", str(tmp_path / work))
+    with pytest.raises(ConfigError, match="one contains the other, expected separate folders"):
+        train.main(arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_work_folder_of_the_folder_that_one_is_in_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert recipe_of([], Path(), command="", base_model="tiny").training.work_dir == tmp_path / "here.work"
 
 
 @pytest.mark.parametrize(
@@ -355,6 +375,13 @@ def test_an_unfinished_run_goes_on_with_the_same_weights_and_any_number_of_draws
     with pytest.raises(ConfigError, match="of a run with other settings"):
         trained(base, toy_file, tmp_path / "toy", "--epochs", "1", "--resume")
     (base / "model.safetensors").write_bytes(weights)
+    file = tmp_path / "toy.work" / "run.json"
+    begun = file.read_text()
+    for other in ({"processes": 2}, {"dtype": "bfloat16"}):  # steps of other sizes, and of another rounding
+        file.write_text(json.dumps(json.loads(begun) | other, sort_keys=True))
+        with pytest.raises(ConfigError, match="of a run with other settings"):
+            trained(base, toy_file, tmp_path / "toy", "--epochs", "1", "--resume")
+    file.write_text(begun)
     assert (
         trained(base, toy_file, tmp_path / "toy", "--epochs", "1", "--resume", "--n-samples", "5").sampling.n_samples
         == 5

@@ -175,6 +175,11 @@ def test_several_results_do_not_share_a_file(adapters: dict[str, Path], held_out
         )
 
 
+def test_a_result_is_no_folder(adapters: dict[str, Path], held_out: Path, base_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="got the folder .* for --json, expected a file in it"):
+        evaluate.main(arguments_for(adapters["lora"], held_out, base_folder, "--json", str(tmp_path)))
+
+
 @pytest.mark.parametrize("counts", ["0", "-1", "1,x", "", "1,,2"])
 def test_counts_are_positive_numbers(held_out: Path, base_folder: Path, counts: str) -> None:
     with pytest.raises(SystemExit) as caught:

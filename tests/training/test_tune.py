@@ -177,6 +177,19 @@ def test_tuning_widens_the_posterior_and_keeps_its_mean(
             torch.testing.assert_close(wider, 2 * spread, rtol=1e-2, atol=1e-4)
 
 
+def test_a_plain_lora_is_scored_once(
+    base_folder: Path, toy_file: Path, unseen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora, tuned = tmp_path / "lora", tmp_path / "tuned"
+    assert main(["train", *train_arguments(base_folder, toy_file, lora, "--method", "lora")]) == 0
+    capsys.readouterr()
+    arguments = ["--data", str(unseen), "--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32"]
+    assert main(["tune", str(lora), "--output", str(tuned), *arguments]) == 0
+    assert capsys.readouterr().out.count("scale ") == 1
+    record = AdapterConfig.from_json((tuned / "bayesian_config.json").read_text()).training
+    assert [trial["scale"] for trial in record["tuning"]["trials"]] == [1.0]
+
+
 def test_without_an_output_the_adapter_is_replaced(
     base_folder: Path, toy_file: Path, unseen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

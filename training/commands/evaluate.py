@@ -54,6 +54,9 @@ def main(argv: list[str]) -> int:
             f"got one file {arguments.json} for {len(counts)} results, expected {{n_samples}} in its name"
         )
 
+    if arguments.json and arguments.json.is_dir():
+        raise ConfigError(f"got the folder {arguments.json} for --json, expected a file in it")
+
     from blora.decision.by_choice import table
     from blora.hub.fetch import local_folder
     from blora.training.result import results

@@ -132,7 +132,9 @@ def _parser() -> ArgumentParser:
     with_own_flags = ("work_dir", "resume", "report_to")
     numbers = {name: text for name, text in TRAINING.items() if name not in with_own_flags}
     _add_fields(training, TrainConfig(work_dir=Path()), numbers)
-    training.add_argument("--work-dir", type=Path, help="folder for checkpoints (default: OUTPUT.work)")
+    training.add_argument(
+        "--work-dir", type=Path, help="folder for checkpoints, apart from --output (default: OUTPUT.work)"
+    )
     training.add_argument("--resume", action="store_true", help=TRAINING["resume"])
     training.add_argument("--report-to", choices=TRACKERS, default="none", help=TRAINING["report_to"])
 

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 # A linear head has a weight for each direction and choice, a pointer head one for each direction.
 N_DIRECTIONS, N_DIRECTIONS_OF_POINTER = 512, 1024
 N_GRAMS = 65_536
+# Seed of the folds in which training rows help few validation rows.
+FOLD_SEED = 0
 # Prior precision of the weights of the projected states while a LoRA below them is trained.
 PRECISION = 5.0
 # What a part of the inputs is called, for fixed choices and for choices that come with the question.
@@ -237,7 +239,8 @@ def fit_parts(
         alone: whether `parts` and `fitted` have the parts of the head's inputs by themselves too.
     """
     above = ", above a LoRA" if lora.modules_shape else ""
-    seed = sampling.seed if not lora.modules_shape else None  # a LoRA has been trained on the rows of every fold
+    # Not the seed of the draws, which must not change the head. A LoRA has been trained on the rows of every fold.
+    seed = FOLD_SEED if not lora.modules_shape else None
     linear = train[0].row.readout == "linear"
     fitted, again, folds = (_fit_linear if linear else _fit_pointer)(
         config, features, train, validation_features, validation, lora.mean(), seed, alone=alone

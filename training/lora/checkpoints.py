@@ -3,17 +3,33 @@
 import json
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from blora.disk.atomic import write_file
 from blora.errors import ConfigError
 
-__all__ = ["claim", "last_complete", "release"]
+__all__ = ["STATE_FILE", "check_apart", "claim", "last_complete", "release"]
 
 RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the Trainer writes
 BEST = "best_model_checkpoint"  # its entry that names a folder
+CHECKPOINT = "checkpoint-*"
+
+
+def check_apart(work_dir: Path, output: Path) -> None:
+    """Check that neither the work folder nor the adapter's folder contains the other.
+
+    Raises:
+        ConfigError: if one does: a run writes the adapter into a folder of its own, and removes the work folder.
+    """
+    work, out = work_dir.resolve(), output.resolve()
+    if work.is_relative_to(out) or out.is_relative_to(work):
+        raise ConfigError(
+            f"got work folder {work_dir} and output {output}, of which one contains the other, expected separate "
+            "folders: name another --work-dir, or leave it out"
+        )
 
 
 def claim(work_dir: Path, run: dict[str, Any], *, resume: bool) -> Path | None:
@@ -72,5 +88,9 @@ def last_complete(work_dir: Path) -> Path | None:
 
 
 def release(work_dir: Path) -> None:
-    """Remove the work folder of a finished run."""
-    shutil.rmtree(work_dir)
+    """Remove what a finished run wrote into its work folder, and the folder if nothing else is in it."""
+    for folder in work_dir.glob(CHECKPOINT):
+        shutil.rmtree(folder)
+    (work_dir / RUN_FILE).unlink()
+    with suppress(OSError):  # other files are the user's
+        work_dir.rmdir()

@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations.integration_utils import TensorBoardCallback, get_available_reporting_integrations
 from transformers.utils.import_utils import is_in_notebook
 
@@ -23,6 +30,7 @@ from blora.inference.fork import first_layer
 from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
 from blora.training.config import TrainConfig
+from blora.training.lora.checkpoints import STATE_FILE
 from blora.training.lora.objective import Elbo, Loss, Objective
 from blora.training.lora.optimizer import make_optimizer
 from blora.training.lora.sampler import LengthGroupedOrder
@@ -110,7 +118,8 @@ def minimize(
         callbacks: additional callbacks for the Trainer.
     """
     trainer = PosteriorTrainer(objective, train, validation, config, device=device, callbacks=callbacks)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    if checkpoint is None or not trainer.stopped_at(checkpoint):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     objective.trained.requires_grad_(False)
     validated = [entry for entry in trainer.state.log_history if CRITERION in entry]
     best = min(validated, key=lambda entry: entry[CRITERION], default={"epoch": 0.0})
@@ -260,6 +269,23 @@ class PosteriorTrainer(Trainer):
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
+
+    def stopped_at(self, checkpoint: Path) -> bool:
+        """Return whether training had stopped early at a checkpoint; if so, take its state and load the best epoch.
+
+        The Trainer itself would go on, because it forgets at the start of a resumed run that it was to stop.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        kept = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, [])
+        waited = [
+            one["attributes"]["early_stopping_patience_counter"] for one in ([kept] if isinstance(kept, dict) else kept)
+        ]
+        if max(waited, default=0) < self.config.patience:
+            return False
+        self.state = state
+        self._load_from_checkpoint(str(checkpoint))
+        self._load_best_model()
+        return True
 
     def validate(self) -> Tensor:
         """Return the log-probabilities (S, N, C) of the validation rows as training stands."""

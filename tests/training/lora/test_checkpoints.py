@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from blora.errors import ConfigError
-from blora.training.lora.checkpoints import claim, last_complete, release
+from blora.training.lora.checkpoints import check_apart, claim, last_complete, release
 from tests.training.lora.test_trainer import Killed, assert_same, kill_after, run, states
 
 RUN = {"seed": 0, "epochs": 2}
@@ -66,6 +66,21 @@ def test_a_finished_run_leaves_nothing(tmp_path: Path) -> None:
     checkpoint(tmp_path / "work", 1)
     release(tmp_path / "work")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_finished_run_did_not_write_stays(tmp_path: Path) -> None:
+    claim(tmp_path / "work", RUN, resume=False)
+    checkpoint(tmp_path / "work", 1)
+    (tmp_path / "work" / "thesis.txt").write_text("irreplaceable")
+    release(tmp_path / "work")
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(("work", "output"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), (".", "a"), ("c/../a", "a/b/c")])
+def test_a_work_folder_and_an_output_lie_apart(tmp_path: Path, work: str, output: str) -> None:
+    with pytest.raises(ConfigError, match="one contains the other, expected separate folders"):
+        check_apart(tmp_path / work, tmp_path / output)
+    check_apart(tmp_path / "a.work", tmp_path / "a")
 
 
 def test_the_best_epoch_of_a_folder_that_was_moved_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
