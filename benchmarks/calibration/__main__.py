@@ -75,9 +75,7 @@ def _add_report(commands: "_SubParsersAction[ArgumentParser]") -> None:
     parser = commands.add_parser("report", help="write tables, plots and verdicts", formatter_class=CommandHelp)
     parser.set_defaults(lines=_report)
     parser.add_argument("results", type=Path, help="folder of result files (.json, at any depth), one for each run")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder for report.md, report.html and the .svg files"
-    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for report.md and the .svg files")
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "examples/triage/README.md": "triage.md",
 }
-MEDIA = {".svg", ".png", ".html", ".css"}
+MEDIA = {".svg", ".png", ".css"}
 
 _FENCE = re.compile(r"^(```.*?^```[^\n]*\n)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r'(\]\(|\bsrc="|\bsrcset=")([^)"\s#]+)')

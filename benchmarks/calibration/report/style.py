@@ -1,4 +1,4 @@
-"""The look of pictures: colours for light and dark, markers, and settings under which matplotlib repeats every byte."""
+"""The look of pictures: colours, markers, and settings under which matplotlib repeats every byte."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from benchmarks.calibration.report.records import MethodKey
 from benchmarks.calibration.report.study import BAYESIAN, LORA
 
-__all__ = ["DARK", "GRID", "INK", "MUTED", "PAPER", "Look", "assign_looks", "draw"]
+__all__ = ["GRID", "INK", "MUTED", "PAPER", "Look", "assign_looks", "draw"]
 
 PAPER, INK, MUTED, GRID = "#ffffff", "#1f2328", "#656d76", "#d0d7de"
 _BAYESIAN, _LORA = "#0072b2", "#d55e00"
@@ -21,25 +21,6 @@ _BAYESIAN, _LORA = "#0072b2", "#d55e00"
 _OTHERS = ("#767c84", "#c08a00", "#009e73", "#b85c95", "#6a51a3", "#8c5a2b", "#3a9bd0", "#4d5358", "#a23b4a")
 _MARKERS = ("s", "v", "^", "P", "X", "h", "<", "*", "p")
 _DASHES = ((4, 2), (1, 1), (5, 1, 1, 1), (2, 1), (6, 2), (3, 1, 1, 1, 1, 1), (1, 2), (8, 2), (2, 2, 6, 2))
-
-# Every colour, and what takes its place on dark paper.
-DARK = {
-    PAPER: "#0d1117",
-    INK: "#e6edf3",
-    MUTED: "#9198a1",
-    GRID: "#343b44",
-    _BAYESIAN: "#58b4f0",
-    _LORA: "#ff8a3d",
-    "#767c84": "#9aa1aa",
-    "#c08a00": "#e8b93a",
-    "#009e73": "#2fc79a",
-    "#b85c95": "#e39bc4",
-    "#6a51a3": "#a78fdb",
-    "#8c5a2b": "#c89462",
-    "#3a9bd0": "#7cc7ee",
-    "#4d5358": "#b6bcc3",
-    "#a23b4a": "#e88a96",
-}
 
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -101,7 +82,7 @@ def draw(name: str, plot: Callable[[Canvas], None]) -> str:
     """Return the SVG that a plotting function makes on an empty canvas, the same for the same data.
 
     Args:
-        name: tells its identifiers apart from those of other pictures on one page.
+        name: prefix of its identifiers, so that several pictures may share a page.
         plot: sets the canvas's size and fills it.
     """
     with matplotlib.rc_context():

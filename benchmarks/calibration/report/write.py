@@ -1,35 +1,32 @@
-"""Fills the templates of a report from a folder of results, and writes its files."""
+"""Fills the template of a report from a folder of results, and writes its files."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from html import escape as escape_html
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from benchmarks.calibration.report import style
 from benchmarks.calibration.report.gains import cost_table, paper_table, provenance_table
 from benchmarks.calibration.report.plots import Looks, accuracy_nll_plot, ece_plot, risk_coverage_plot
 from benchmarks.calibration.report.records import RunRecord, read_results
 from benchmarks.calibration.report.reliability import expected_ece, reliability_plot
 from benchmarks.calibration.report.study import Study, studies
-from benchmarks.calibration.report.table import Best
+from benchmarks.calibration.report.style import assign_looks
 from benchmarks.calibration.report.tables import auroc_table, metric_table
 from benchmarks.calibration.report.verdicts import verdict_table
-from benchmarks.markdown import escape as escape_markdown
+from benchmarks.markdown import escape
 
 __all__ = ["write_report"]
 
 TITLE = "Calibration of Bayesian-LoRA and its baselines"
 TEMPLATES = Path(__file__).parent / "templates"
 TABLES = (auroc_table, cost_table, metric_table, paper_table, provenance_table, verdict_table)
-COLOURS = ("DARK", "GRID", "INK", "MUTED", "PAPER")
 
 
 def write_report(results: Path, output: Path) -> list[Path]:
-    """Write report.md, report.html and the pictures, and return their paths.
+    """Write report.md and the pictures, and return their paths.
 
     The same results make the same bytes.
 
@@ -47,12 +44,11 @@ def write_report(results: Path, output: Path) -> list[Path]:
 def _texts(runs: Sequence[RunRecord]) -> dict[str, str]:
     """Return every file of the report by its name."""
     found = studies(runs)
-    looks = style.assign_looks([entry.method for study in found for entry in study.entries])
+    looks = assign_looks([entry.method for study in found for entry in study.entries])
     pictures = {name: svg for study in found for name, svg in _pictures(study, looks) if svg is not None}
     context = {"title": TITLE, "studies": found, "runs": runs, "pictures": pictures}
     return {
-        "report.md": _render("markdown.jinja", escape_markdown, context),
-        "report.html": _render("page.jinja", escape_html, context),
+        "report.md": _render(context),
         **{f"{name}.svg": svg for name, svg in pictures.items()},
     }
 
@@ -67,8 +63,8 @@ def _pictures(study: Study, looks: Looks) -> Iterator[tuple[str, str | None]]:
     yield name, ece_plot(study, looks, name)
 
 
-def _render(template: str, escape: Callable[[str], str], context: Mapping[str, Any]) -> str:
-    """Return a template filled in, with every value escaped for its format."""
+def _render(context: Mapping[str, Any]) -> str:
+    """Return the template filled in, with every value escaped for Markdown."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -77,17 +73,9 @@ def _render(template: str, escape: Callable[[str], str], context: Mapping[str, A
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["inlined"] = _inlined
-    environment.tests["best"] = lambda cell: isinstance(cell, Best)
-    environment.globals.update({table.__name__: table for table in TABLES}, expected_ece=expected_ece)
-    environment.globals.update({name: getattr(style, name) for name in COLOURS}, file_name=_file_name)
-    return environment.get_template(template).render(context).rstrip() + "\n"
-
-
-def _inlined(svg: str, title: str) -> Markup:
-    """Return a picture for a page, with its title, and with the page's colours in the place of its own."""
-    themed = re.sub("|".join(style.DARK), lambda match: f"var(--c{match.group()[1:]})", svg)
-    return Markup(themed.replace("<svg ", f'<svg role="img" aria-label="{escape_html(title)}" ', 1))
+    environment.globals.update({table.__name__: table for table in TABLES})
+    environment.globals.update(expected_ece=expected_ece, file_name=_file_name)
+    return environment.get_template("report.jinja").render(context).rstrip() + "\n"
 
 
 def _file_name(*parts: str) -> str:
