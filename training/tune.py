@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blora.adapter import Adapter, check_output, read_config, save_adapter
+from blora.adapter import check_output, read_config, save_adapter
 from blora.adapter.opening import open_adapter
 from blora.base_model import BaseModel
 from blora.config import SamplingConfig
@@ -19,13 +19,13 @@ from blora.decision.familiarity import Familiarity
 from blora.decision.temperature import temper
 from blora.inference.fork import first_layer
 from blora.posterior.bank import SampleBank
-from blora.posterior.decision_head import HeadPosterior
+from blora.posterior.decision_head import Features, HeadPosterior
 from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
 from blora.questions.fingerprints import joined
 from blora.training.caveats import warn_of_few_rows
 from blora.training.config import CACHE_GIB
-from blora.training.evaluate import predict_all, predict_with_distances
+from blora.training.evaluate import predict_all
 from blora.training.head.crossfit import Held
 from blora.training.head.familiarity import with_guesses
 from blora.training.head.features import read_features
@@ -47,11 +47,22 @@ def scorer(
     rows: Sequence[LabelledRow],
     sampling: SamplingConfig,
     *,
+    features: Features | None = None,
     cache_gib: float = CACHE_GIB,
 ) -> Callable[[float], Tensor]:
-    """Return a function from a scale to the rows' log-probabilities (S, N, C), with the same noise at every scale."""
+    """Return a function from a scale to the rows' log-probabilities (S, N, C), with the same noise at every scale.
+
+    Args:
+        base: the posterior's base model.
+        posterior: the posterior.
+        rows: N rows.
+        sampling: number and seed of the adapter's draws.
+        features: what a head reads of the rows; None to read them now.
+        cache_gib: memory for the states of the layers below a LoRA.
+    """
     if isinstance(posterior, HeadPosterior):
-        return _head_scorer(base, posterior, rows, sampling)
+        held = Held(posterior.head, features if features is not None else _read(base, posterior, rows), rows)
+        return lambda scale: held.log_probs(scale, posterior.lora, sampling)
     inject(base.model, posterior.modules_shape)
     known = with_states(base.model, rows, first_layer(posterior.modules_shape), cache_gib)
 
@@ -72,6 +83,7 @@ def tune(
     *,
     scales: Sequence[float],
     tolerance: float,
+    features: Features | None = None,
 ) -> tuple[Trial, list[Trial]]:
     """Widen a posterior in place to the scale chosen on validation rows.
 
@@ -82,6 +94,7 @@ def tune(
         sampling: number and seed of the adapter's draws.
         scales: the scales to try.
         tolerance: see `choose`, in nats.
+        features: as for `scorer`.
 
     Returns:
         The chosen trial, and all trials.
@@ -93,7 +106,7 @@ def tune(
     require(0 <= tolerance < math.inf, f"tolerance = {tolerance}", "nats of at least 0")
     if isinstance(posterior, Posterior) and posterior.config.method == "lora":
         scales = [1.0]  # a point has no width: only the recalibration is to be found
-    trials = try_scales(scorer(base, posterior, rows, sampling), rows, scales, tolerance)
+    trials = try_scales(scorer(base, posterior, rows, sampling, features=features), rows, scales, tolerance)
     chosen = choose(trials, tolerance)
     posterior.widen(chosen.scale)
     return chosen, trials
@@ -142,40 +155,57 @@ def tune_adapter(
     check_unseen({"train": config.training.get("train"), SEEN: trained_on(seen)}, examples)
     base, adapter = open_adapter(path, base_model=base_model, device=device, dtype=dtype)
     rows = pack_examples(examples, base, config.prompt)
-    chosen, trials = tune(base, adapter.posterior, rows, config.sampling, scales=scales, tolerance=tolerance)
+    posterior = adapter.posterior
+    features = _read(base, posterior, rows) if isinstance(posterior, HeadPosterior) else None
+    chosen, trials = tune(base, posterior, rows, config.sampling, scales=scales, tolerance=tolerance, features=features)
     found = record(examples, chosen, trials, tolerance)
     if "tuning" in config.training:
         found["before"] = config.training["tuning"]
     tuned_on = joined(seen.get("tuning", ""), fingerprints(examples))
     config = chosen.recalibrated(config)
-    familiarity = _guessing_beyond(adapter, base, examples, rows, config.sampling)
+    familiarity = adapter.familiarity
+    if familiarity is not None:
+        assert isinstance(posterior, HeadPosterior)  # which alone has a familiarity
+        assert features is not None
+        probs = temper(
+            Held(posterior.head, features, rows).log_probs(1.0, posterior.lora, config.sampling),
+            *(config.sampling.temperature, config.sampling.lapse),
+        )
+        familiarity = _guessing_beyond(familiarity, features, probs, examples, rows, seen)
     config = replace(
         config,
         familiarity=familiarity.config if familiarity is not None else None,
-        posterior=config.posterior if isinstance(adapter.posterior, HeadPosterior) else adapter.posterior.config,
+        posterior=config.posterior if isinstance(posterior, HeadPosterior) else posterior.config,
         training=config.training | {"tuning": found, SEEN: seen | {"tuning": tuned_on}},
     )
-    save_adapter(output, adapter.posterior, config, base, familiarity)
+    save_adapter(output, posterior, config, base, familiarity)
     logger.info("wrote %s: %s", output, chosen)
     warn_of_few_rows(chosen.n_rows, chosen.n_recalibrating)
     return chosen, trials
 
 
 def _guessing_beyond(
-    adapter: Adapter, base: BaseModel, examples: ExampleSet, rows: Sequence[LabelledRow], sampling: SamplingConfig
-) -> Familiarity | None:
-    """Return the adapter's familiarity with guesses that begin beyond these rows too, as recalibrated on them."""
-    if adapter.familiarity is None:
-        return None
-    draws = SampleBank.draw(adapter.posterior, "in tuning", sampling.n_samples, sampling.seed).draws
-    log_probs, distances = predict_with_distances(
-        base.model, rows, draws, adapter.familiarity, about="measuring distances"
-    )
-    probs = temper(log_probs, sampling.temperature, sampling.lapse)
-    assert distances is not None  # the familiarity has measured them
-    farther = distances > adapter.familiarity.reference.max()
-    further = _tell_of_others(examples, adapter.config.training.get(SEEN, {}), farther)
-    return with_guesses(adapter.familiarity, probs, rows, distances[further])
+    familiarity: Familiarity,
+    features: Features,
+    probs: Tensor,
+    examples: ExampleSet,
+    rows: Sequence[LabelledRow],
+    seen: Mapping[str, str],
+) -> Familiarity:
+    """Return a familiarity with guesses that begin beyond these rows too.
+
+    Args:
+        familiarity: the adapter's familiarity.
+        features: what its head reads of the rows.
+        probs: (S, N, C) the rows' probabilities as they are recalibrated.
+        examples: the N rows.
+        rows: the same, packed.
+        seen: the adapter's fingerprints by use.
+    """
+    assert features.prompt is not None  # a head reads it
+    distances = familiarity.distance(features.prompt, features.choices())
+    further = _tell_of_others(examples, seen, distances > familiarity.reference.max())
+    return with_guesses(familiarity, probs, rows, distances[further])
 
 
 def _tell_of_others(examples: ExampleSet, seen: Mapping[str, str], farther: Tensor) -> Tensor:
@@ -220,11 +250,8 @@ def record(data: ExampleSet, chosen: Trial, trials: Sequence[Trial], tolerance: 
     }
 
 
-def _head_scorer(
-    base: BaseModel, posterior: HeadPosterior, rows: Sequence[LabelledRow], sampling: SamplingConfig
-) -> Callable[[float], Tensor]:
+def _read(base: BaseModel, posterior: HeadPosterior, rows: Sequence[LabelledRow]) -> Features:
+    """Return what a head reads of rows."""
     inject(base.model, posterior.lora.modules_shape)
     lora = posterior.lora.mean().to(base.device)
-    features = read_features(base.model, rows, posterior.head.config, lora, "reading states")
-    held = Held(posterior.head, features, rows)
-    return lambda scale: held.log_probs(scale, posterior.lora, sampling)
+    return read_features(base.model, rows, posterior.head.config, lora, "reading states")

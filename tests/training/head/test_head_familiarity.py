@@ -21,6 +21,7 @@ from blora.decision.familiarity import Familiarity, p_value
 from blora.errors import AdapterError, ConfigError, PromptError
 from blora.inference.packing import pack
 from blora.questions.fingerprints import fingerprint
+from blora.training.head.features import read_features
 from tests.blora.adapters import rewrite_json, rewrite_tensors
 from tests.training.head.test_fit import arguments, fixed
 from tests.training.toys import CHOICES, toy_data, toy_row, write_jsonl
@@ -173,6 +174,24 @@ def test_a_tuning_on_few_rows_knows_the_reference_too(
 def test_rows_of_the_reference_count_once_in_a_tuning(familiar: Path, base_folder: Path, tmp_path: Path) -> None:
     tuned(familiar, base_folder, tmp_path, rows_of(100, 160))
     assert beginning_of_guesses(tmp_path / "toy") == pytest.approx(beginning_of_guesses(familiar), abs=0.05)
+
+
+def test_a_tuning_reads_each_row_once(
+    familiar: Path, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+
+    def spy(model: Any, rows: Any, *more: Any) -> Any:
+        counted.append(len(rows))
+        return read_features(model, rows, *more)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the rows were scored by passes of their own")
+
+    monkeypatch.setattr("blora.training.tune.read_features", spy)
+    monkeypatch.setattr("blora.training.evaluate.score_all", never)
+    tuned(familiar, base_folder, tmp_path, rows_of(500, 530))
+    assert counted == [30]
 
 
 @pytest.mark.parametrize("before", ["", fingerprint(FOREIGN[0])], ids=["new", "validated on, outside the reference"])
