@@ -126,6 +126,10 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
             "got --learning-rate with --method lora, which has no inducing weights; expected --lora-learning-rate"
         )
     # Flags arrive converted to their types; keyword arguments may be a str or a list.
+    modules = given.get("target_modules")
+    require(not isinstance(modules, str), f"the text {modules!r} as target_modules", "a list of names")
+    columns = given.get("columns", {})
+    require(isinstance(columns, Mapping), f"columns = {columns!r}", "a mapping of our column names to the data's")
     given |= {
         name: kind(given[name]) for name, kind in {"init_from": Path, "target_modules": tuple}.items() if name in given
     }

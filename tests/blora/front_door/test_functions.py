@@ -136,6 +136,12 @@ def test_settings_are_those_of_the_command(tmp_path: Path, small: dict[str, Any]
         ({"rank": 0}, ConfigError, "rank = 0"),
         ({"report_to": "clipboard"}, ConfigError, "got report_to = 'clipboard', expected one of none, tensorboard"),
         ({"choices": "up|down"}, ConfigError, "got the text 'up|down' as choices, expected a list of texts"),
+        (
+            {"target_modules": "q_proj"},
+            ConfigError,
+            "got the text 'q_proj' as target_modules, expected a list of names",
+        ),
+        ({"columns": "prompt=text"}, ConfigError, "got columns = 'prompt=text', expected a mapping"),
         ({"choices": ("up", "down")}, DataError, "expected none or the fixed label set"),
         (
             {"columns": {"prompt": "body"}},
