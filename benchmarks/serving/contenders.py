@@ -34,7 +34,7 @@ from blora.server.prediction.policies import default_policy
 from blora.server.settings import Settings
 from blora.training.rows.examples import ExampleSet
 
-__all__ = ["BATCH_TOKENS", "MOST_DRAWS", "Engine", "PlainLora", "Published", "SameThread"]
+__all__ = ["BATCH_TOKENS", "MOST_DRAWS", "Engine", "PlainLora", "Published"]
 
 # Padded tokens that go through the model together, whoever's they are.
 BATCH_TOKENS = 1024

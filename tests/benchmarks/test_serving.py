@@ -1,6 +1,7 @@
 """What the comparison of ways to answer rests on."""
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from benchmarks.server_process import ROOT, TRIAGE
 from benchmarks.serving import adapters
 from benchmarks.serving.__main__ import timed
 from benchmarks.serving.accuracy import decisions
-from benchmarks.serving.contenders import PlainLora
+from benchmarks.serving.contenders import PlainLora, SameThread
 from benchmarks.serving.cost import Speeds, Work, work_of
 from benchmarks.serving.profile import STAGES, stage_of
 from blora.adapter import load_adapter
@@ -59,6 +60,13 @@ def test_no_question_of_the_training_rows_is_left_for_the_calibration(
     known, others = (part.read_text().splitlines() for part in adapters._divide(file))
     assert len(known) == n_known
     assert [json.loads(row)["question"] for row in others] == ["another"]
+
+
+def test_all_ways_compute_in_the_same_thread() -> None:
+    here = SameThread()
+    assert here.submit(threading.get_ident).result() == threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        here.submit(lambda: 1 / 0).result()
 
 
 # The model of the cost

@@ -118,7 +118,7 @@ def minimize(
         callbacks: additional callbacks for the Trainer.
     """
     trainer = PosteriorTrainer(objective, train, validation, config, device=device, callbacks=callbacks)
-    if checkpoint is None or not trainer.stopped_at(checkpoint):
+    if checkpoint is None or not trainer.end_at(checkpoint):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     objective.trained.requires_grad_(False)
     validated = [entry for entry in trainer.state.log_history if CRITERION in entry]
@@ -270,8 +270,8 @@ class PosteriorTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
 
-    def stopped_at(self, checkpoint: Path) -> bool:
-        """Return whether training had stopped early at a checkpoint; if so, take its state and load the best epoch.
+    def end_at(self, checkpoint: Path) -> bool:
+        """Load the best epoch if training had stopped early at a checkpoint, and return whether it had.
 
         The Trainer itself would go on, because it forgets at the start of a resumed run that it was to stop.
         """
