@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,6 +101,19 @@ class Recipe:
 
 
 _USUAL = {field.name: field.default for field in fields(Recipe)}
+# Types of plain settings: what a keyword argument may be, and what an error calls it.
+_KINDS: dict[type, tuple[type, str]] = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "a text"),
+}
+_PLAIN: dict[str, type] = {
+    field.name: kind
+    for config in (Recipe, PosteriorConfig, TrainConfig, PromptConfig)
+    for field in fields(config)
+    for kind in _KINDS
+    if field.type in (kind, kind | None) and field.name not in ("base_model", "device")
+} | {"bank_seed": int, "stop_error": float, **dict.fromkeys(THRESHOLDS, float)}
 
 
 def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Recipe:
@@ -113,10 +127,14 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
             base_model that of an init_from that `blora train` made, or else the embedded one.
 
     Raises:
-        ConfigError: if a setting is unknown or out of range.
+        ConfigError: if a setting is unknown, of another type, or out of range.
         AdapterError: if the base model of init_from came from a folder or a file, and no base_model is given.
     """
     given = {name: value for name, value in settings.items() if value is not None}
+    for name in _PLAIN.keys() & given.keys():
+        accepted, told = _KINDS[_PLAIN[name]]
+        fits = isinstance(given[name], accepted) and not isinstance(given[name], bool)
+        require(fits, f"{name} = {given[name]!r}", told)
     for name in ("n_samples", "train_examples", "validation_examples"):
         require(given.get(name, 1) >= 1, f"{name} = {given.get(name)}", "1 or more, or None")
     _check_validation(given)

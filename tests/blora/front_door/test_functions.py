@@ -141,6 +141,13 @@ def test_settings_are_those_of_the_command(tmp_path: Path, small: dict[str, Any]
             ConfigError,
             "got the text 'q_proj' as target_modules, expected a list of names",
         ),
+        ({"epochs": "3"}, ConfigError, "got epochs = '3', expected a number"),
+        ({"batch_size": 2.5}, ConfigError, "got batch_size = 2.5, expected a whole number"),
+        ({"rank": True}, ConfigError, "got rank = True, expected a whole number"),
+        ({"n_samples": "8"}, ConfigError, "got n_samples = '8', expected a whole number"),
+        ({"depths": (1, 2)}, ConfigError, r"got depths = \(1, 2\), expected a text"),
+        ({"layers": 1}, ConfigError, "got layers = 1, expected a text"),
+        ({"min_confidence": "0.5"}, ConfigError, "got min_confidence = '0.5', expected a number"),
         ({"columns": "prompt=text"}, ConfigError, "got columns = 'prompt=text', expected a mapping"),
         ({"choices": ("up", "down")}, DataError, "expected none or the fixed label set"),
         (
