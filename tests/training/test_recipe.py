@@ -20,7 +20,7 @@ from blora.config import AdapterConfig, PosteriorConfig, PromptConfig
 from blora.errors import AdapterError, BaseModelError, BloraError, ConfigError, DataError
 from blora.training.commands import train
 from blora.training.config import TrainConfig
-from blora.training.recipe import prompt_of, recipe_of
+from blora.training.recipe import prompt_of
 from blora.training.rows.examples import read_examples
 from blora.training.rows.overlap import fingerprints
 from tests.training.conftest import REVISION
@@ -240,24 +240,6 @@ def test_a_foreign_output_folder_is_refused_before_training(tmp_path: Path, base
         train.main(train_arguments(base_folder, toy_file, tmp_path / "toy"))
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
     assert (tmp_path / "toy" / "thesis.txt").read_text() == "irreplaceable"
-
-
-@pytest.mark.parametrize(("work", "output"), [("runs", "runs/a"), ("b", "b"), ("c/work", "c")])
-def test_a_work_folder_around_or_inside_the_output_is_refused_before_training(
-    tmp_path: Path, base_folder: Path, toy_file: Path, work: str, output: str
-) -> None:
-    arguments = train_arguments(base_folder, toy_file, tmp_path / output, "--work-dir", str(tmp_path / work))
-    with pytest.raises(ConfigError, match="one contains the other, expected separate folders"):
-        train.main(arguments)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_work_folder_of_the_folder_that_one_is_in_lies_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    assert recipe_of([], Path(), command="", base_model="tiny").training.work_dir == tmp_path / "here.work"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from blora.adapter import read_config
 from blora.adapter.lora import lora_shape
 from blora.errors import ConfigError
 from blora.training.commands.train import main
+from blora.training.recipe import recipe_of
 from tests.loras import make_lora
 from tests.training.toys import train_arguments
 
@@ -104,3 +105,21 @@ def test_other_modules_than_those_of_the_lora_are_refused(
     with pytest.raises(ConfigError, match=said):
         main(given)
     assert not (tmp_path / "toy.work").exists()
+
+
+@pytest.mark.parametrize(("work", "output"), [("runs", "runs/a"), ("b", "b"), ("c/work", "c")])
+def test_a_work_folder_around_or_inside_the_output_is_refused_before_training(
+    tmp_path: Path, base_folder: Path, toy_file: Path, work: str, output: str
+) -> None:
+    arguments = train_arguments(base_folder, toy_file, tmp_path / output, "--work-dir", str(tmp_path / work))
+    with pytest.raises(ConfigError, match="one contains the other, expected separate folders"):
+        main(arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_work_folder_of_the_folder_that_one_is_in_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert recipe_of([], Path(), command="", base_model="tiny").training.work_dir == tmp_path / "here.work"

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,4 +95,26 @@ def test_the_best_epoch_of_a_folder_that_was_moved_is_restored(tmp_path: Path, m
     resumed, _ = run(tmp_path / "moved", resume=True, **settings)
     last = max(states(tmp_path / "moved"))
     assert states(tmp_path / "moved")[last]["best_global_step"] < last
+    assert_same(resumed, whole)
+
+
+def test_a_run_that_had_stopped_early_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {
+        "n_train": 16,
+        "flipped": True,
+        "epochs": 9,
+        "patience": 2,
+        "form": "lora",
+        "warmup": 0.0,
+    }
+    settings["lora_learning_rate"] = 3e-2
+    whole, _ = run(tmp_path / "whole", **settings)
+    steps = max(states(tmp_path / "whole"))
+    assert steps < 9 * 4
+    with monkeypatch.context() as patch:
+        kill_after(steps // 4, patch)
+        with pytest.raises(Killed):
+            run(tmp_path / "parts", **settings)
+    resumed, _ = run(tmp_path / "parts", resume=True, **settings)
+    assert max(states(tmp_path / "parts")) == steps
     assert_same(resumed, whole)

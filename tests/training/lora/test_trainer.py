@@ -337,18 +337,6 @@ def test_patience_counts_on_through_a_resume(tmp_path: Path, killed: Any) -> Non
     assert_same(resumed, whole)
 
 
-def test_a_run_that_had_stopped_early_is_not_trained_on(tmp_path: Path, killed: Any) -> None:
-    settings = {"n_train": 16, "flipped": True, "epochs": 9, "patience": 2, "form": "lora", "warmup": 0.0}
-    settings["lora_learning_rate"] = 3e-2
-    whole, _ = run(tmp_path / "whole", **settings)
-    steps = max(states(tmp_path / "whole"))
-    assert steps < 9 * 4
-    killed(steps // 4, tmp_path / "parts", **settings)
-    resumed, _ = run(tmp_path / "parts", resume=True, **settings)
-    assert max(states(tmp_path / "parts")) == steps
-    assert_same(resumed, whole)
-
-
 # Resuming
 
 
