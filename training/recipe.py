@@ -101,7 +101,8 @@ class Recipe:
 
 
 _USUAL = {field.name: field.default for field in fields(Recipe)}
-# Types of plain settings: what a keyword argument may be, and what an error calls it.
+# Types of plain settings: what a keyword argument may be, and what an error calls it. A base model may be a path, and a
+# device torch's own.
 _KINDS: dict[type, tuple[type, str]] = {
     int: (Integral, "a whole number"),
     float: (Real, "a number"),

@@ -15,7 +15,6 @@ __all__ = ["STATE_FILE", "check_apart", "claim", "last_complete", "release"]
 RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the Trainer writes
 BEST = "best_model_checkpoint"  # its entry that names a folder
-CHECKPOINT = "checkpoint-*"
 
 
 def check_apart(work_dir: Path, output: Path) -> None:
@@ -71,12 +70,7 @@ def last_complete(work_dir: Path) -> Path | None:
     The Trainer records the path of the best checkpoint, and goes on without one if the path leads nowhere, as after the
     folder was moved, or from another working directory. So the path is set to where the folder is now.
     """
-    found = {
-        int(match.group(1)): path
-        for path in work_dir.iterdir()
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    }
-    for _, path in sorted(found.items(), reverse=True):
+    for path in reversed(_checkpoints(work_dir)):
         try:
             state = json.loads((path / STATE_FILE).read_text())
         except (OSError, ValueError):
@@ -89,8 +83,18 @@ def last_complete(work_dir: Path) -> Path | None:
 
 def release(work_dir: Path) -> None:
     """Remove what a finished run wrote into its work folder, and the folder if nothing else is in it."""
-    for folder in work_dir.glob(CHECKPOINT):
+    for folder in _checkpoints(work_dir):
         shutil.rmtree(folder)
     (work_dir / RUN_FILE).unlink()
     with suppress(OSError):  # other files are the user's
         work_dir.rmdir()
+
+
+def _checkpoints(work_dir: Path) -> list[Path]:
+    """Return the folders of checkpoints, complete or not, the newest last."""
+    found = {
+        int(match.group(1)): path
+        for path in work_dir.iterdir()
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    }
+    return [found[step] for step in sorted(found)]

@@ -276,6 +276,7 @@ class PosteriorTrainer(Trainer):
         The Trainer itself would go on, because it forgets at the start of a resumed run that it was to stop.
         """
         state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        # A list where a caller's callbacks include one of this name too.
         kept = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, [])
         waited = [
             one["attributes"]["early_stopping_patience_counter"] for one in ([kept] if isinstance(kept, dict) else kept)

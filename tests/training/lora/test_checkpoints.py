@@ -72,9 +72,10 @@ def test_a_finished_run_leaves_nothing(tmp_path: Path) -> None:
 def test_what_a_finished_run_did_not_write_stays(tmp_path: Path) -> None:
     claim(tmp_path / "work", RUN, resume=False)
     checkpoint(tmp_path / "work", 1)
-    (tmp_path / "work" / "thesis.txt").write_text("irreplaceable")
+    for name in ("thesis.txt", "checkpoint-notes.txt"):
+        (tmp_path / "work" / name).write_text("irreplaceable")
     release(tmp_path / "work")
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["thesis.txt"]
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"thesis.txt", "checkpoint-notes.txt"}
 
 
 @pytest.mark.parametrize(("work", "output"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), (".", "a"), ("c/../a", "a/b/c")])
@@ -99,15 +100,8 @@ def test_the_best_epoch_of_a_folder_that_was_moved_is_restored(tmp_path: Path, m
 
 
 def test_a_run_that_had_stopped_early_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings: dict[str, Any] = {
-        "n_train": 16,
-        "flipped": True,
-        "epochs": 9,
-        "patience": 2,
-        "form": "lora",
-        "warmup": 0.0,
-    }
-    settings["lora_learning_rate"] = 3e-2
+    settings: dict[str, Any] = {"n_train": 16, "flipped": True, "epochs": 9, "patience": 2}
+    settings |= {"form": "lora", "warmup": 0.0, "lora_learning_rate": 3e-2}
     whole, _ = run(tmp_path / "whole", **settings)
     steps = max(states(tmp_path / "whole"))
     assert steps < 9 * 4
