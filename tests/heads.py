@@ -66,6 +66,6 @@ def prefer_loras(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def poor(*args: Any) -> TrainedHead:
         found = train_head(*args)
-        return replace(found, trial=replace(found.trial, metrics=replace(found.trial.metrics, nll=9.0)))
+        return replace(found, trial=replace(found.trial, losses=found.trial.losses + 9.0))
 
     monkeypatch.setattr("blora.training.run.train_head", poor)

@@ -52,7 +52,7 @@ class Recipe:
         depths: layers whose states the head reads, as text that `parse_depths` reads; None for five, from a third of
             the layers to the last one.
         layers: decoder layers to adapt, as text that `parse_layers` reads, or "none" for a head alone. Below a head
-            they get a plain LoRA, which stays only if the validation NLL is lower with it. None adapts those of
+            they get a plain LoRA, which stays only if the validation NLL is clearly lower with it. None adapts those of
             `init_from`, otherwise all if there is no head or a setting of the LoRA is given, and none otherwise.
         method: the method of the posterior if it was chosen, which is a setting of a posterior over a LoRA; None for
             the default.

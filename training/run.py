@@ -46,7 +46,7 @@ from blora.training.rows.overlap import SEEN, check_disjoint, check_unseen, fing
 from blora.training.rows.packed import LabelledRow, pack_examples
 from blora.training.rows.questions import as_plain
 from blora.training.rows.sources import read_table
-from blora.training.trials import Trial, trial_of
+from blora.training.trials import Trial, clearly_better, trial_of
 from blora.training.tune import scorer
 
 __all__ = ["Trained", "train_adapter"]
@@ -116,7 +116,10 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     else:
         assert lora is not None  # `plan_of` refuses neither
         candidates = [_with_lora(run, prompt, *lora)]
-    chosen = min(candidates, key=lambda one: one.judged.metrics.nll)
+    chosen = candidates[0]
+    for candidate in candidates[1:]:
+        if clearly_better(candidate.judged, chosen.judged):
+            chosen = candidate
     parts = tuple(part for one in candidates for part in one.parts) if head != "none" else ()
     config = AdapterConfig(
         base_model=base.ref,

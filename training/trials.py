@@ -1,24 +1,27 @@
-"""Trials of a posterior's widths on validation rows: recalibration and metrics of each, and the choice among them.
+"""Trials of posteriors on validation rows: recalibration and metrics of each, and the choice among them.
 
 A scale multiplies a posterior's standard deviations and leaves its mean alone. The choice is the largest scale whose
 validation NLL is within a tolerance of the best: of two posteriors that predict equally well, the wider one expresses
 more epistemic uncertainty. Every scale is recalibrated before its NLL is computed, so that an overconfident mean alone
 does not widen the posterior.
+
+Of two adapters the dearer one must be better by more than one standard error of the difference, over the rows: with few
+rows the lower NLL of two may be chance.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from blora.config import MOST_LENGTH_POWER, AdapterConfig
-from blora.decision.metrics import Metrics, metrics
+from blora.decision.metrics import Metrics, losses, metrics
 from blora.decision.temperature import fit_recalibration
 from blora.errors import NumericalError
 from blora.training.rows.packed import LabelledRow, labels_of, lengths_of
 
-__all__ = ["Trial", "choose", "trial_of", "try_scales"]
+__all__ = ["Trial", "choose", "clearly_better", "trial_of", "try_scales"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ class Trial:
         length_power: the best power of the length that normalises log-probabilities.
         lapse: the best lapse rate.
         metrics: metrics of the recalibrated predictive mean.
-        n_rows: number of validation rows.
+        losses: (n_rows,) negative log-probability of each validation row's label, in nats.
         n_recalibrating: number of rows that recalibrate, with a head's training rows out of fold.
     """
 
@@ -45,8 +48,13 @@ class Trial:
     length_power: float
     lapse: float
     metrics: Metrics
-    n_rows: int
+    losses: Tensor = field(compare=False)
     n_recalibrating: int
+
+    @property
+    def n_rows(self) -> int:
+        """The number of validation rows."""
+        return len(self.losses)
 
     def recalibrated(self, config: AdapterConfig) -> AdapterConfig:
         """Return the adapter's settings with this trial's recalibration."""
@@ -77,8 +85,8 @@ def trial_of(scale: float, log_probs: Tensor, rows: Sequence[LabelledRow], n_val
     power = rows[0].row.length_power
     found = fit_recalibration(log_probs, labels, lengths, powers=(-power, MOST_LENGTH_POWER - power))
     mean = found.of(log_probs, lengths).mean(0)[:n_validation]
-    judged = metrics(mean, labels[:n_validation])
-    return Trial(scale, found.temperature, power + found.power, found.lapse, judged, len(mean), len(labels))
+    judged, lost = metrics(mean, labels[:n_validation]), losses(mean, labels[:n_validation])
+    return Trial(scale, found.temperature, power + found.power, found.lapse, judged, lost, len(labels))
 
 
 def try_scales(
@@ -110,9 +118,20 @@ def try_scales(
 def choose(trials: Sequence[Trial], tolerance: float) -> Trial:
     """Return the trial with the largest scale whose NLL is within a tolerance, in nats, of the best.
 
-    >>> def trial(scale, nll): return Trial(scale, 1.0, 1.0, 0.0, Metrics(0.5, nll, 0, 0, 0, 0), 400, 400)
+    >>> def trial(scale, nll): return Trial(scale, 1.0, 1.0, 0.0, Metrics(0.5, nll, 0, 0, 0, 0), Tensor(400), 400)
     >>> choose([trial(0.5, 1.02), trial(1.0, 1.00), trial(2.0, 1.004), trial(4.0, 1.3)], 0.005).scale
     2.0
     """
     best = min(trial.metrics.nll for trial in trials)
     return max((t for t in trials if t.metrics.nll <= best + tolerance), key=lambda trial: trial.scale)
+
+
+def clearly_better(trial: Trial, other: Trial) -> bool:
+    """Return whether a trial has a lower NLL than another by more than one standard error of the difference.
+
+    Args:
+        trial: the trial.
+        other: another one, on the same rows.
+    """
+    gain = other.losses - trial.losses
+    return len(gain) > 1 and bool(gain.mean() > gain.std() / len(gain) ** 0.5)

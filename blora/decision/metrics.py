@@ -21,6 +21,7 @@ __all__ = [
     "brier",
     "check_shapes",
     "ece",
+    "losses",
     "metrics",
     "nll",
     "refuse_rows",
@@ -68,9 +69,13 @@ def accuracy(probs: Tensor, labels: Tensor) -> float:
 
 def nll(probs: Tensor, labels: Tensor) -> float:
     """Return the mean negative log-probability of the label, in nats."""
+    return float(losses(probs, labels).mean())
+
+
+def losses(probs: Tensor, labels: Tensor) -> Tensor:
+    """Return the negative log-probability of each question's label (B,), float64, in nats."""
     probs, labels = _check(probs, labels)
-    picked = probs.gather(1, labels[:, None])
-    return float(-picked.clamp_min(SMALLEST).log().mean())
+    return -probs.gather(1, labels[:, None])[:, 0].clamp_min(SMALLEST).log()
 
 
 def brier(probs: Tensor, labels: Tensor) -> float:

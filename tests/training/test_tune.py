@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from blora.inference.packing import PackedRow
 from blora.posterior.noise import generator_of
 from blora.posterior.posterior import Posterior
 from blora.training.rows.packed import LabelledRow
-from blora.training.trials import Trial, choose, trial_of, try_scales
+from blora.training.trials import Trial, choose, clearly_better, trial_of, try_scales
 from blora.training.tune import tune
 from tests.loras import make_lora
 from tests.scenarios import adapted_modules
@@ -26,7 +27,8 @@ from tests.training.toys import toy_row, train_arguments, write_jsonl
 
 
 def trial(scale: float, nll: float) -> Trial:
-    return Trial(scale, 1.0, 1.0, 0.0, Metrics(accuracy=0.5, nll=nll, ece=0, ece_adaptive=0, brier=0, aurc=0), 400, 400)
+    found = Metrics(accuracy=0.5, nll=nll, ece=0, ece_adaptive=0, brier=0, aurc=0)
+    return Trial(scale, 1.0, 1.0, 0.0, found, torch.full((400,), nll), 400)
 
 
 def test_the_widest_within_the_tolerance_of_the_best_wins() -> None:
@@ -34,6 +36,20 @@ def test_the_widest_within_the_tolerance_of_the_best_wins() -> None:
     assert choose(trials, 0.005).scale == 2.0
     assert choose(trials, 0.0).scale == 1.0
     assert choose(trials, 1.0).scale == 4.0
+
+
+@pytest.mark.parametrize(
+    ("gains", "better"),
+    [
+        ([0.3, 0.1, 0.2, 0.2], True),
+        ([0.9, -0.6, 0.2, -0.4], False),  # as likely by chance
+        ([-0.3, -0.1, -0.2, -0.2], False),
+        ([0.3], False),  # one row tells nothing about chance
+    ],
+)
+def test_a_trial_is_clearly_better_by_more_than_a_standard_error(gains: list[float], better: bool) -> None:
+    other = replace(trial(1.0, 1.0), losses=torch.ones(len(gains)))
+    assert clearly_better(replace(other, losses=other.losses - torch.tensor(gains)), other) is better
 
 
 def log_probs(error: float) -> Tensor:

@@ -101,8 +101,8 @@ def _parser() -> ArgumentParser:
     model.add_argument(
         "--layers",
         help="decoder layers to adapt by a LoRA: all, last:N, N, FIRST-LAST, or none; below a head the LoRA stays only "
-        "if the validation NLL is lower with it (default: those of --init-from; otherwise all with --head none, "
-        "--rank, --alpha, --target-modules or --lora-learning-rate; otherwise none)",
+        "if the validation NLL is clearly lower with it (default: those of --init-from; otherwise all with "
+        "--head none, --rank, --alpha, --target-modules or --lora-learning-rate; otherwise none)",
     )
 
     posterior = parser.add_argument_group("posterior")

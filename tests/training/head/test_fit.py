@@ -32,6 +32,7 @@ from blora.training.evaluate import predict_with_distances
 from blora.training.head.fit import FittedHead, Regression, fit_head
 from blora.training.rows.examples import read_examples
 from blora.training.rows.packed import LabelledRow, pack_examples
+from blora.training.trials import Trial
 from tests.blora.adapters import rewrite_json, rewrite_tensors
 from tests.heads import prefer_loras, row_after_row, texts_with
 from tests.training.toys import CHOICES, toy_data, train_arguments, write_jsonl
@@ -216,17 +217,31 @@ def test_the_record_holds_what_each_part_reaches(base_folder: Path, tmp_path: Pa
     assert all(name in shown for name in parts)
 
 
+@pytest.mark.parametrize("better", [True, False])
 @pytest.mark.parametrize("readout", ["linear", "pointer"])
-def test_a_lora_below_the_head_stays_if_it_is_better(
-    readout: str, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_lora_below_the_head_stays_if_it_is_clearly_better(
+    readout: str,
+    better: bool,
+    base_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    compared = []
+
+    def verdict(trial: Trial, other: Trial) -> bool:
+        compared.append((trial.metrics.nll, other.metrics.nll))
+        return better
+
+    monkeypatch.setattr("blora.training.run.clearly_better", verdict)
     rows = toy_data(60)
     data = write_jsonl(tmp_path / "rows.jsonl", fixed(rows) if readout == "linear" else rows)
     assert main(arguments(base_folder, data, tmp_path / "toy", "--layers", "all", *FAST)) == 0
     config = read_config(tmp_path / "toy")
     parts = config.training["parts"]
     alone, above = (parts[f"head, 5 draws{name}"]["nll"] for name in ("", ", above a LoRA"))
-    assert bool(config.modules) == (above < alone)
+    assert compared == [(above, alone)]
+    assert bool(config.modules) == better
     validation = config.training["validation"]
     # Six validation rows recalibrate the head alone with its training rows out of fold.
     assert validation["n_recalibrating"] == (6 if config.modules else 60)
