@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 # with Python's default of 5 ms it could wait that long at each of them while the event loop reads large bodies.
 _SWITCH_S = 0.0005
 _CANNOT_START = 2
+# Exit status of a process that SIGTERM ends, as a shell reports it.
+_TERMINATED = 128 + signal.SIGTERM
 
 
 def main(argv: list[str]) -> int:
@@ -36,8 +39,12 @@ def main(argv: list[str]) -> int:
         argv: the flags, without the command's name.
 
     Returns:
-        0 after a signal; 2 if the server could not start, with one line that says why.
+        0 after a signal; 2 if the server could not start, with one line that says why. SIGTERM ends the process at
+        once, with 143, before there is a server.
     """
+    # Until the server has its own handler. As process 1 of a container, without any it would ignore SIGTERM.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(_TERMINATED))
+
     from pydantic import ValidationError
 
     from blora.errors import ConfigError

@@ -7,7 +7,7 @@ import pytest
 
 from blora.server.app import create_app
 from blora.server.settings import Settings
-from tests.deploy.kustomize import TARGETS, built, needs_kustomize, one, pod
+from tests.deploy.kustomize import TARGETS, built, needs_kustomize, one, pod, settings_of
 from tests.server.fakes import FakeEngine
 
 pytestmark = needs_kustomize
@@ -85,6 +85,11 @@ def test_the_namespace_asks_and_others_do_not(target):
 def test_a_gateway_asks_from_its_namespace():
     assert allowed("components/gateway", SERVER, "Ingress", "http", ("gateway", {}))
     assert not allowed("components/gateway", SERVER, "Ingress", "metrics", ("gateway", {}))
+
+
+def test_a_gateway_closes_idle_connections_before_the_server_does():
+    """After an hour, as Envoy does; otherwise it may send a question on a connection that the server is closing."""
+    assert int(settings_of("components/gateway")["BLORA_KEEP_ALIVE_S"]) > 3600
 
 
 def test_a_gateway_passes_questions_and_outcomes_and_no_change_of_adapters():

@@ -1,4 +1,4 @@
-"""A server that gets a signal while its model loads exits without waiting for the model."""
+"""A server that gets a signal while it starts or its model loads exits without waiting for either."""
 
 import signal
 import subprocess
@@ -23,6 +23,19 @@ blora.server.engines.torch_engine.open_base = blora.server.engines.vllm_engine.o
 sys.exit(main(["--port=0", "--drain-delay-s=0", "--adapters=one=/somewhere", *sys.argv[1:]]))
 """
 
+SLOW_TO_START = """
+import sys, time
+from blora.server.commands import flags
+from blora.server.commands.serve import main
+
+def read_flags(_):
+    print("starting", flush=True)
+    time.sleep(600)
+
+flags.read_flags = read_flags
+sys.exit(main([]))
+"""
+
 VLLM = ["--engine=vllm", "--engine-url=http://127.0.0.1:9", "--engine-folder=/tmp"]
 
 
@@ -39,6 +52,18 @@ def test_a_model_that_loads_is_not_waited_for(sent: signal.Signals, flags: list[
             server.send_signal(sent)
             assert server.wait(30) == 0
             assert time.monotonic() - began < 10
+        finally:
+            server.kill()
+
+
+def test_a_server_that_starts_ends_at_once() -> None:
+    """By a handler: the kernel ignores the signal of a container's first process if there is none."""
+    with subprocess.Popen([sys.executable, "-c", SLOW_TO_START], stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"starting\n"
+            server.terminate()
+            assert server.wait(10) == 143
         finally:
             server.kill()
 
