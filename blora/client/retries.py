@@ -18,7 +18,7 @@ class Retries:
     """Retry policy with exponential, randomised waits that are at least as long as the server's Retry-After.
 
     Attributes:
-        most: most retries of a request; 0 for none.
+        most: most retries of a request; 0 for none, None for as many as the call's deadline allows.
         first_wait_s: upper bound of the first wait, in seconds.
         longest_wait_s: upper bound of all waits, in seconds. A longer Retry-After overrides both bounds.
 
@@ -26,12 +26,14 @@ class Retries:
         ConfigError: if one of them is negative, NaN or infinite.
     """
 
-    most: int = 10
+    most: int | None = None
     first_wait_s: float = 0.2
     longest_wait_s: float = 5.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
+            if name == "most" and value is None:
+                continue
             if not 0 <= value < inf:  # true for NaN too
                 raise ConfigError(f"got {name}={value} in Retries, expected 0 or more: give a finite number")
 
@@ -42,7 +44,7 @@ class Retries:
             failure: the error of the last try.
             n_tries: number of tries so far, 1 or more.
         """
-        if n_tries > self.most or not isinstance(failure, WORTH_ANOTHER):
+        if (self.most is not None and n_tries > self.most) or not isinstance(failure, WORTH_ANOTHER):
             return None
         doublings = min(n_tries - 1, MOST_DOUBLINGS)
         spread = random.uniform(0, min(self.longest_wait_s, self.first_wait_s * 2**doublings))

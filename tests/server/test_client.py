@@ -73,7 +73,7 @@ async def test_a_full_queue_is_waited_for_as_long_as_there_is_time(engine: FakeE
 
 async def test_a_server_that_is_starting_is_waited_for(engine: FakeEngine) -> None:
     engine.load_gate.clear()
-    async with running(engine, ready=False) as server, client_of(server, retries=Retries(100, 0.02, 0.05)) as client:
+    async with running(engine, ready=False) as server, client_of(server, retries=Retries(None, 0.02, 0.05)) as client:
         assert not await client.ready()
         with pytest.raises(UnavailableError) as info:
             await client.predict("p=0.9", deadline_s=0.3)

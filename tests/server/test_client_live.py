@@ -74,7 +74,7 @@ def test_a_server_that_is_killed_and_started_again_is_waited_for(tmp_path: Path)
     found: list[Prediction] = []
 
     def ask(url: str) -> None:
-        with Client(url, retries=Retries(most=1000, longest_wait_s=0.5), deadline_s=240) as client:
+        with Client(url, retries=Retries(longest_wait_s=0.5), deadline_s=240) as client:
             found.extend(client.predict(SURE) for _ in range(2))
 
     with serve(tmp_path / "first", **PATIENT) as first:

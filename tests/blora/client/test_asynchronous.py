@@ -82,6 +82,16 @@ async def test_trouble_that_stays_is_named(trouble: httpx.Response | Exception, 
     assert len(seen) == 3
 
 
+async def test_trouble_is_met_again_until_the_deadline() -> None:
+    script, seen = in_turn(httpx.ConnectError("no"))
+    async with client_of(script, retries=Retries(first_wait_s=0.01, longest_wait_s=0.01), deadline_s=1) as client:
+        began = time.monotonic()
+        with pytest.raises(UnreachableError):
+            await client.predict("why?")
+        assert 0.9 <= time.monotonic() - began < 1 + SLACK_S
+    assert len(seen) > 11
+
+
 @pytest.mark.parametrize(("status", "kind"), [(422, RefusedError), (404, RefusedError), (500, FailedError)])
 async def test_what_would_end_the_same_way_is_sent_once(status: int, kind: type[ClientError]) -> None:
     script, seen = in_turn(error(status))
