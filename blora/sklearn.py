@@ -39,8 +39,8 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     policy, and `predictions` returns all that the server would say.
 
     Args:
-        class_names: texts for the classes in the order of `classes_`, which the language model reads; by default the
-            labels as texts. White space at their ends does not count.
+        class_names: texts for the classes in the order of `classes_`, which answers name and a pointer head reads; by
+            default the labels as texts. White space at their ends does not count.
         base_model: see `blora.load`; the embedded model by default.
         device: see `blora.load`.
         dtype: see `blora.load`.

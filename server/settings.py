@@ -144,8 +144,8 @@ class Settings(BaseSettings):
 
     feedback_rate: float = Field(
         1.0,
-        description="Share of texts, chosen at random, about which an outcome is requested; below 1 each answer says "
-        "whether it is the one.",
+        description="Share of texts, chosen at random, whose outcome is requested; below 1 each answer says in "
+        "feedback_requested whether its own is.",
         ge=0,
         le=1,
     )

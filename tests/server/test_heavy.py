@@ -77,7 +77,7 @@ async def test_a_heavy_input_whose_sender_stays_keeps_nobody_waiting(tmp_path: P
     mine, others = new_key(), new_key()
     (tmp_path / "keys").write_text("".join(line_of(n, "predict", k) + "\n" for n, k in (("a", mine), ("b", others))))
     flags = {"api_keys": str(tmp_path / "keys")} if has_keys else {}
-    with serve(tmp_path / "log", timeout_s="30", **flags) as live:
+    with serve(tmp_path / "log", timeout_s="15", **flags) as live:
         async with (
             client_of(live.url, headers=bearer(mine)) as sender,
             client_of(live.url, headers=bearer(others)) as other,
