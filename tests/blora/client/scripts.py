@@ -8,7 +8,7 @@ import httpx
 from blora.client.asynchronous import AsyncClient
 from blora.client.retries import Retries
 
-FAST = Retries(first_wait_s=0.01, longest_wait_s=0.02)
+FAST = Retries(most=10, first_wait_s=0.01, longest_wait_s=0.02)
 SLACK_S = 0.5
 Script = Callable[[httpx.Request], httpx.Response]
 
