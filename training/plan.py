@@ -16,13 +16,15 @@ from blora.training.recipe import Recipe
 
 __all__ = ["n_samples_of", "plan_of"]
 
-# Settings of a posterior over a LoRA and of the language model's own scores, which a head does without.
-OF_POSTERIOR = (
-    *("method", "family", "bayesian_layers", "inducing_rows", "inducing_cols"),
+# Settings of a posterior's weights and of its training, which a plain LoRA does without.
+OF_WEIGHTS = (
+    *("family", "bayesian_layers", "inducing_rows", "inducing_cols"),
     *("prior_std", "lambda_max", "lambda_init", "scale_init"),
     *("learning_rate", "input_learning_rate", "scale_learning_rate", "kl_weight", "kl_warmup"),
-    *("train_draws", "validation_draws", "stop_error", "normalization"),
+    *("train_draws", "validation_draws"),
 )
+# Settings of a posterior over a LoRA and of the language model's own scores, which a head does without.
+OF_POSTERIOR = ("method", *OF_WEIGHTS, "stop_error", "normalization")
 # Settings of any LoRA, and of the steps that train it.
 OF_LORA = ("init_from", "target_modules", "rank", "alpha", "lora_learning_rate")
 OF_STEPS = (
@@ -56,6 +58,11 @@ def plan_of(recipe: Recipe, prompt: PromptConfig) -> tuple[ReadoutName | Literal
         raise ConfigError(
             f"got {_flags(of_posterior)} with head {head}, which does without such a setting; use head none, or leave "
             "the setting out"
+        )
+    if recipe.method == "lora" and (idle := _changed(recipe, (*OF_WEIGHTS, "n_samples"))):
+        raise ConfigError(
+            f"got {_flags(idle)} with --method lora, which trains one set of weights, without a posterior, at the rate "
+            "--lora-learning-rate; leave the setting out"
         )
     layers = recipe.layers or ("all" if head == "none" or _changed(recipe, OF_LORA) else "none")
     if head == "none" and layers == "none":

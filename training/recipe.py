@@ -139,11 +139,6 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
     for name in ("n_samples", "train_examples", "validation_examples"):
         require(given.get(name, 1) >= 1, f"{name} = {given.get(name)}", "1 or more, or None")
     _check_validation(given)
-    usual = TrainConfig(work_dir=output).learning_rate
-    if given.get("method") == "lora" and given.get("learning_rate", usual) != usual:
-        raise ConfigError(
-            "got --learning-rate with --method lora, which has no inducing weights; expected --lora-learning-rate"
-        )
     # Flags arrive converted to their types; keyword arguments may be a str or a list.
     modules = given.get("target_modules")
     require(not isinstance(modules, str), f"the text {modules!r} as target_modules", "a list of names")

@@ -11,7 +11,7 @@ from blora.errors import ConfigError
 from blora.training.commands.arguments import settings_of
 from blora.training.commands.train import _parser
 from blora.training.config import NEW_PROMPT, TrainConfig
-from blora.training.plan import OF_LORA, OF_POSTERIOR, OF_STEPS, n_samples_of, plan_of
+from blora.training.plan import OF_LORA, OF_POSTERIOR, OF_STEPS, OF_WEIGHTS, n_samples_of, plan_of
 from blora.training.recipe import Recipe, recipe_of
 
 FIXED = PromptConfig(choices=("no", "yes"))
@@ -92,6 +92,13 @@ def test_a_method_that_is_asked_for_is_trained(method: str) -> None:
     assert plan_of(found, FIXED) == ("none", "all")
     assert found.posterior.method == method
     assert n_samples_of(found, head=False) == (1 if method == "lora" else 16)
+
+
+@pytest.mark.parametrize("name", [*OF_WEIGHTS, "n_samples"])
+def test_a_setting_of_a_posterior_is_refused_with_a_plain_lora(name: str) -> None:
+    setting = {name: 4} if name == "n_samples" else another(name)
+    with pytest.raises(ConfigError, match=f"got --{name.replace('_', '-')} with --method lora, which trains one set"):
+        plan_of(recipe(method="lora", **setting), FIXED)
 
 
 @pytest.mark.parametrize("name", OF_LORA)

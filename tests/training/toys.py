@@ -76,9 +76,10 @@ def toy_config(work_dir: Path, **settings: Any) -> TrainConfig:
 
 def train_arguments(base: Path, data: Path, output: Path, *more: str) -> list[str]:
     """The arguments of `blora train` on a tiny base model; `more` overrides the defaults."""
+    posterior = ("--inducing-rows", "3", "--inducing-cols", "3", "--n-samples", "3")
     return [
         *("--data", str(data), "--output", str(output), "--base-model", str(base)),
         *("--device", "cpu", "--dtype", "float32", "--head", "none", "--rank", "2", "--alpha", "4"),
-        *("--inducing-rows", "3", "--inducing-cols", "3", "--epochs", "2", "--batch-size", "4", "--n-samples", "3"),
+        *("--epochs", "2", "--batch-size", "4", *(() if "lora" in more else posterior)),
         *more,
     ]
