@@ -72,8 +72,15 @@ def plan_of(recipe: Recipe, prompt: PromptConfig) -> tuple[ReadoutName | Literal
             f"got {_flags(idle)} with a head alone, which takes no steps and has no LoRA; expected --layers, as in "
             "last:20, for a LoRA below the head, or --head none for one without a head; otherwise leave the setting out"
         )
-    if head == "none" and recipe.depths is not None:
-        raise ConfigError("got --depths without a head, which reads them: leave it out")
+    if head == "none" and (idle := _changed(recipe, ("depths", "head_learning_rate"))):
+        raise ConfigError(f"got {_flags(idle)} without a head, which alone has such a setting: leave it out")
+    everywhere = head == "none" and recipe.posterior.method == "bayesian" and recipe.bayesian_layers is None
+    if everywhere and _changed(recipe, ("lora_learning_rate",)):
+        raise ConfigError(
+            "got --lora-learning-rate with a posterior in every adapted layer, which learns at --learning-rate; "
+            "expected --bayesian-layers, so that other layers get plain LoRA, or --method lora; otherwise leave the "
+            "setting out"
+        )
     if head == "none" and "min_familiarity" in (recipe.policy or {}):
         raise ConfigError("got --min-familiarity without a head, whose states a familiarity reads: leave it out")
     if recipe.policy is not None:

@@ -79,11 +79,23 @@ def test_a_pointer_head_reads_fixed_choices_to_the_end_that_is_asked_for() -> No
     assert plan_of(recipe(head="pointer", **end), replace(FIXED, **end)) == ("pointer", "none")
 
 
-def test_depths_need_a_head_that_reads_them() -> None:
-    assert plan_of(recipe(depths="last"), FIXED) == ("linear", "none")
+@pytest.mark.parametrize("name", ["depths", "head_learning_rate"])
+def test_a_setting_of_a_head_needs_a_head(name: str) -> None:
+    setting = {"depths": "last"} if name == "depths" else another(name)
+    layers = {} if name == "depths" else {"layers": "all"}
+    assert plan_of(recipe(**setting, **layers), FIXED) == ("linear", layers.get("layers", "none"))
     for more in ({"head": "none"}, {"method": "lora"}):
-        with pytest.raises(ConfigError, match="got --depths without a head"):
-            plan_of(recipe(depths="last", **more), FIXED)
+        with pytest.raises(ConfigError, match=f"got --{name.replace('_', '-')} without a head"):
+            plan_of(recipe(**setting, **more), FIXED)
+
+
+def test_a_rate_of_a_plain_lora_needs_a_layer_without_a_posterior() -> None:
+    rate = another("lora_learning_rate")
+    for more in ({"method": "lora"}, {"bayesian_layers": "last:1"}, {"head": "linear", "layers": "all"}):
+        plan_of(recipe(**rate, **more), FIXED)
+    for more in ({"head": "none"}, {"method": "bayesian"}):
+        with pytest.raises(ConfigError, match="got --lora-learning-rate with a posterior in every adapted layer"):
+            plan_of(recipe(**rate, **more), FIXED)
 
 
 @pytest.mark.parametrize("method", ["bayesian", "lora"])
@@ -114,7 +126,8 @@ def test_a_setting_of_the_steps_needs_something_to_train_in_steps(name: str) -> 
     with pytest.raises(ConfigError, match=f"got --{name.replace('_', '-')} with a head alone, which takes no steps"):
         plan_of(recipe(**another(name)), FIXED)
     assert plan_of(recipe(layers="all", **another(name)), FIXED) == ("linear", "all")
-    assert plan_of(recipe(head="none", **another(name)), FIXED) == ("none", "all")
+    if name != "head_learning_rate":
+        assert plan_of(recipe(head="none", **another(name)), FIXED) == ("none", "all")
 
 
 def test_every_setting_of_the_training_is_in_the_plan() -> None:
