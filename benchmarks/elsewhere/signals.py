@@ -1,7 +1,5 @@
 """Signals that a question is from elsewhere, larger where it is more so."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -12,13 +10,14 @@ from blora.decision.curves import auroc
 from blora.decision.temperature import temper
 from blora.posterior.decision_head import HeadDraws
 from blora.scores import SCORES
+from blora.training.head.familiarity import N_LOW_DEPTHS
 from blora.training.head.train import TrainedHead
 
 __all__ = ["FALSE_ALARMS", "found_at", "signals", "told_apart"]
 
 # Share of the test rows beyond the threshold at which foreign rows are counted.
 FALSE_ALARMS = 0.05
-# The nearest training row that counts (Sun et al., 2022, arXiv:2204.06507).
+# The nearest training row that counts, of the states that Sun et al. (2022, arXiv:2204.06507) read.
 NEIGHBOUR = 10
 CHUNK = 512
 
@@ -40,7 +39,9 @@ def signals(read: Read, trained: TrainedHead, draws: HeadDraws) -> dict[str, tup
         found[name.replace("_", " ")] = [sign * SCORES[name].values(one) for one in probs]
     if rows.train.rows[0].row.readout == "linear":  # the logits of a pointer head have no common zero
         found["energy"] = [-trained.posterior.mean().logits(part.features)[0].logsumexp(-1) for part in parts]
-    found["nearest neighbours"] = [_neighbour(rows.train, part) for part in parts]
+    n_depths = len(rows.config.depths)
+    found["neighbours, last layer"] = [_neighbour(rows.train, part, n_depths) for part in parts]
+    found["nearest row, lower layers"] = [_nearest(rows.train, part, n_depths) for part in parts]
     found["perplexity"] = [read.test_perplexity, read.foreign_perplexity]
     usual = _characters(rows.train).mean()
     found["characters"] = [(_characters(part) - usual).abs() for part in parts]
@@ -64,12 +65,23 @@ def found_at(test: Tensor, foreign: Tensor) -> float:
     return (foreign.double() > threshold).double().mean().item()
 
 
-def _neighbour(train: Rows, part: Rows) -> Tensor:
-    """Return minus the cosine (N,) of each row's standardised states with its tenth nearest training row."""
+def _neighbour(train: Rows, part: Rows, n_depths: int) -> Tensor:
+    """Return the distance (N,) of each row from its tenth nearest training row, in unit states of the last layer."""
+    known, asked = (normalize(one.prompts.unflatten(-1, (n_depths, -1))[:, -1], dim=-1) for one in (train, part))
+    return _distance(known, asked, NEIGHBOUR)
+
+
+def _nearest(train: Rows, part: Rows, n_depths: int) -> Tensor:
+    """Return the distance (N,) of each row from the nearest training row, in standardised states of the lower depths."""
     center, scale = train.prompts.mean(0), train.prompts.std(0).clamp_min(1e-6)
-    known = normalize((train.prompts - center) / scale, dim=-1)
-    asked: Sequence[Tensor] = normalize((part.prompts - center) / scale, dim=-1).split(CHUNK)
-    return torch.cat([-(chunk @ known.T).topk(NEIGHBOUR).values[:, -1] for chunk in asked])
+    states = (((one.prompts - center) / scale).unflatten(-1, (n_depths, -1)) for one in (train, part))
+    known, asked = (one[:, :N_LOW_DEPTHS].flatten(1) for one in states)
+    return _distance(known, asked, 1)
+
+
+def _distance(known: Tensor, asked: Tensor, k: int) -> Tensor:
+    """Return the Euclidean distance (N,) from each row (N, F) to its k-th nearest of the known ones (M, F)."""
+    return torch.cat([torch.cdist(chunk, known).topk(k, largest=False).values[:, -1] for chunk in asked.split(CHUNK)])
 
 
 def _characters(part: Rows) -> Tensor:

@@ -31,7 +31,7 @@ from blora.posterior.noise import generator_of
 from blora.training.head.principal import principal_directions, varies
 from blora.training.rows.packed import LabelledRow, labels_of
 
-__all__ = ["Candidate", "FittedFamiliarity", "familiarity_of", "fit_familiarity", "with_guesses"]
+__all__ = ["N_LOW_DEPTHS", "Candidate", "FittedFamiliarity", "familiarity_of", "fit_familiarity", "with_guesses"]
 
 logger = logging.getLogger(__name__)
 
