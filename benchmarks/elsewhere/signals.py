@@ -72,7 +72,7 @@ def _neighbour(train: Rows, part: Rows, n_depths: int) -> Tensor:
 
 
 def _nearest(train: Rows, part: Rows, n_depths: int) -> Tensor:
-    """Return the distance (N,) of each row from the nearest training row, in standardised states of the lower depths."""
+    """Return the distance (N,) of each row from the nearest training row, in standardised states of lower depths."""
     center, scale = train.prompts.mean(0), train.prompts.std(0).clamp_min(1e-6)
     states = (((one.prompts - center) / scale).unflatten(-1, (n_depths, -1)) for one in (train, part))
     known, asked = (one[:, :N_LOW_DEPTHS].flatten(1) for one in states)

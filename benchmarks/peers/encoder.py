@@ -2,9 +2,10 @@
 
 `python -m benchmarks.peers.encoder` measures the sets with fixed labels as `benchmarks.peers` does, with
 all-MiniLM-L6-v2 as the base model: an encoder of 22 million weights, a sixth of the embedded model's, that was trained
-to give texts of like meaning like embeddings. The cheapest use of it is a logistic regression on these embeddings;
-BANKING77 and CLINC150 also have heads above a LoRA, one for each seed. For the cost, texts are read alone, each by the
-encoder and by the embedded model. `make encoder` installs its weights.
+to give texts of like meaning like embeddings. Its cheapest uses are logistic regressions on these embeddings or on the
+states that the head reads, alone or with one on words. BANKING77 and CLINC150 also have heads above a LoRA, one for each
+seed. For the cost, texts are read alone, each by the encoder and by the embedded model. `make encoder` installs its
+weights.
 """
 
 import argparse
@@ -17,10 +18,10 @@ from pathlib import Path
 from benchmarks.peers.figures import DTYPE, Scored
 from benchmarks.peers.heads import heads, heads_above_lora
 from benchmarks.peers.reading import ReadSet, cost_ms, kept_in, read_set
-from benchmarks.peers.regressions import Parts, on_embeddings, on_words_and_embeddings
+from benchmarks.peers.regressions import Parts, multiplied, on_embeddings, on_states, on_words_and_embeddings
 from benchmarks.peers.results import begin, measure, write
 from benchmarks.peers.sets import TaskSet, load_set
-from benchmarks.peers.table import ENCODER
+from benchmarks.peers.table import ENCODER, MULTIPLIED
 from benchmarks.server_process import ROOT
 from blora.base_model import BaseModel, load_base_model
 from blora.errors import BaseModelError
@@ -57,8 +58,14 @@ def methods(task: TaskSet, base: BaseModel, read: ReadSet, keep: Path | None) ->
     width = read.config.n_states // len(read.config.depths)
     last = {name: getattr(read, name).features.states[:, -width:].numpy() for name in task.parts()}
     texts = {name: [example.prompt or "" for example in part] for name, part in task.parts().items()}
-    embeddings = Parts(last, *labels)
-    for regression in (on_embeddings(embeddings), on_words_and_embeddings(Parts(texts, *labels), embeddings)):
+    embeddings, words = Parts(last, *labels), Parts(texts, *labels)
+    states = Parts({name: getattr(read, name).features.states.numpy() for name in task.parts()}, *labels)
+    for regression in (
+        on_embeddings(embeddings),
+        on_words_and_embeddings(words, embeddings),
+        on_states(states),
+        multiplied(MULTIPLIED, words, states),
+    ):
         yield _named(replace(regression, seconds=read.seconds + regression.seconds))
     yield from map(_named, heads(read, with_others=False))
     if task.name in WITH_LORA:

@@ -1,10 +1,11 @@
 """The cheapest classifiers for fixed labels: logistic regressions on words, on states or on embeddings, and products.
 
-All are scikit-learn's. Of a few penalties the one with the lowest NLL on validation rows is kept.
+All are scikit-learn's. Of the penalties the one with the lowest NLL on validation rows, after recalibration on them, is
+kept, as for a head; where the weakest or the strongest of a few is best, weaker or stronger ones are tried too.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -21,9 +22,18 @@ from torch import Tensor
 
 from benchmarks.peers.figures import Scored
 from blora.decision.metrics import nll
-from blora.decision.temperature import fit_recalibration
+from blora.decision.temperature import Recalibration, fit_recalibration
 
-__all__ = ["Parts", "best_of", "multiplied", "on_embeddings", "on_states", "on_words", "on_words_and_embeddings"]
+__all__ = [
+    "Parts",
+    "best_of",
+    "multiplied",
+    "on_embeddings",
+    "on_states",
+    "on_words",
+    "on_words_and_embeddings",
+    "tuned",
+]
 
 
 class _Product(NamedTuple):
@@ -46,10 +56,11 @@ Input = Sequence[str] | NDArray[np.float32] | csr_matrix
 Inputs = Mapping[str, Input]
 Regression = Pipeline | LogisticRegression
 
-# Candidates for C, the inverse of the penalty.
+# Candidates for C, the inverse of the penalty, and how often each end is moved on, by which factor, while it is best.
 FOR_WORDS = (3, 10, 30, 100)
 FOR_STATES = (0.001, 0.003, 0.01, 0.03)
 FOR_EMBEDDINGS = (1, 3, 10, 30, 100)
+BEYOND, MOST_BEYOND = 3.0, 4
 # Length of an embedding beside words and characters, each of length 1.
 EMBEDDINGS_WEIGH = 2.0
 # Candidates for the exponent of each factor of a product.
@@ -75,11 +86,11 @@ class Parts(NamedTuple):
 
 def on_words(parts: Parts) -> Scored:
     """Return a regression on TF-IDF of words, pairs of words and two to five characters."""
-    return _scored("TF-IDF regression", _for_words(), parts)
+    return _scored("TF-IDF regression", _for_words, FOR_WORDS, parts)
 
 
-def _for_words() -> list[Pipeline]:
-    return [make_pipeline(_words(), LogisticRegression(C=c, max_iter=1000)) for c in FOR_WORDS]
+def _for_words(c: float) -> Pipeline:
+    return make_pipeline(_words(), _regression(c))
 
 
 def _words() -> FeatureUnion:
@@ -87,13 +98,17 @@ def _words() -> FeatureUnion:
     return make_union(words, TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True))
 
 
+def _regression(c: float) -> LogisticRegression:
+    return LogisticRegression(C=c, max_iter=1000)
+
+
 def on_states(parts: Parts) -> Scored:
     """Return a regression on standardised states (N, F); its seconds do without the reading of the states."""
-    return _scored("regression on frozen states", _for_states(), parts)
+    return _scored("regression on frozen states", _for_states, FOR_STATES, parts)
 
 
-def _for_states() -> list[Pipeline]:
-    return [make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)) for c in FOR_STATES]
+def _for_states(c: float) -> Pipeline:
+    return make_pipeline(StandardScaler(), _regression(c))
 
 
 def on_words_and_embeddings(words: Parts, embeddings: Parts) -> Scored:
@@ -106,17 +121,14 @@ def on_words_and_embeddings(words: Parts, embeddings: Parts) -> Scored:
         return csr_matrix(hstack([vectorizer.transform(texts), embedded]))
 
     joined = {name: beside(name, texts) for name, texts in words.inputs.items()}
-    candidates = [LogisticRegression(C=c, max_iter=1000) for c in FOR_WORDS]
-    return _scored("regression on words and sentence embeddings", candidates, words._replace(inputs=joined))
+    method = "regression on words and sentence embeddings"
+    return _scored(method, _regression, FOR_WORDS, words._replace(inputs=joined))
 
 
 def on_embeddings(parts: Parts) -> Scored:
     """Return a regression on embeddings (N, F) of unit length."""
-
-    def pipeline(inverse_penalty: float) -> Pipeline:
-        return make_pipeline(Normalizer(), LogisticRegression(C=inverse_penalty, max_iter=1000))
-
-    return _scored("regression on sentence embeddings", [pipeline(c) for c in FOR_EMBEDDINGS], parts)
+    method = "regression on sentence embeddings"
+    return _scored(method, lambda c: make_pipeline(Normalizer(), _regression(c)), FOR_EMBEDDINGS, parts)
 
 
 def multiplied(method: str, words: Parts, *states: Parts) -> Scored:
@@ -128,31 +140,54 @@ def multiplied(method: str, words: Parts, *states: Parts) -> Scored:
         states: as for `on_states`.
     """
     began = time.perf_counter()
-    factors = [(_best(_for_words(), words), words), *((_best(_for_states(), parts), parts) for parts in states)]
+    factors = [(tuned(_for_words, FOR_WORDS, words), words)]
+    factors += [(tuned(_for_states, FOR_STATES, parts), parts) for parts in states]
     found: Inputs = {
         name: np.stack([_log_probs(factor, parts.inputs[name]).numpy()[0] for factor, parts in factors])
         for name in words.inputs
         if name != "train"
     }
-    candidates = [(_Product(exponents), found) for exponents in product(EXPONENTS, repeat=len(factors))]
-    return best_of(method, candidates, words.validation, began)
+    # The powers hold a temperature of their own, so that they are compared without another one.
+    candidates = [_Product(exponents) for exponents in product(EXPONENTS, repeat=len(factors))]
+    log_probs = [_log_probs(one, found["validation"]) for one in candidates]
+    losses = [nll(one[0].exp(), words.validation) for one in log_probs]
+    return best_of(method, [(candidates[int(np.argmin(losses))], found)], words.validation, began)
 
 
-def _scored(method: str, pipelines: Sequence[Regression], parts: Parts) -> Scored:
+def _scored(method: str, make: Callable[[float], Regression], penalties: Sequence[float], parts: Parts) -> Scored:
     began = time.perf_counter()
-    return best_of(method, [(_best(pipelines, parts), parts.inputs)], parts.validation, began)
+    return best_of(method, [(tuned(make, penalties, parts), parts.inputs)], parts.validation, began)
 
 
-def _best(pipelines: Sequence[Regression], parts: Parts) -> Regression:
-    """Return the fitted classifier with the lowest NLL on the validation rows."""
-    fitted = [pipeline.fit(parts.inputs["train"], parts.train.numpy()) for pipeline in pipelines]
-    return min(fitted, key=lambda one: _loss(one, parts.inputs, parts.validation))
+def tuned(make: Callable[[float], Regression], penalties: Sequence[float], parts: Parts) -> Regression:
+    """Return the fitted classifier with the lowest recalibrated NLL on the validation rows.
+
+    Args:
+        make: returns a classifier for a C.
+        penalties: values of C, ascending.
+        parts: the rows.
+    """
+    tried: dict[float, tuple[float, Regression]] = {}
+
+    def best(values: Sequence[float]) -> float:
+        for c in values:
+            fitted = make(c).fit(parts.inputs["train"], parts.train.numpy())
+            tried[c] = _loss(fitted, parts.inputs, parts.validation), fitted
+        return min(tried, key=lambda c: tried[c][0])
+
+    found = best(penalties)
+    for end, factor in ((penalties[0], 1 / BEYOND), (penalties[-1], BEYOND)):
+        beyond = [end * factor**k for k in range(1, MOST_BEYOND + 1)]
+        while beyond and found == end:
+            end = beyond.pop(0)
+            found = best([end])
+    return tried[found][1]
 
 
 def best_of(
     method: str, candidates: Sequence[tuple[Regression | _Product, Inputs]], labels: Tensor, began: float
 ) -> Scored:
-    """Return what the candidate with the lowest NLL on validation rows says, recalibrated on them.
+    """Return what the candidate with the lowest recalibrated NLL on validation rows says, recalibrated on them.
 
     Args:
         method: name of the method.
@@ -160,9 +195,8 @@ def best_of(
         labels: (V,) labels of the validation rows.
         began: when training began, by `time.perf_counter`.
     """
-    best, inputs = min(candidates, key=lambda one: _loss(one[0], one[1], labels))
-    ones = torch.ones(len(labels))  # fixed labels have no lengths
-    recalibration = fit_recalibration(_log_probs(best, inputs["validation"]), labels, ones, powers=(0.0, 0.0))
+    best, inputs = candidates[0] if len(candidates) == 1 else min(candidates, key=lambda one: _loss(*one, labels))
+    recalibration = _recalibration(_log_probs(best, inputs["validation"]), labels)
     seconds = time.perf_counter() - began
     found = {name: _log_probs(best, of) for name, of in inputs.items() if name not in ("train", "validation")}
     return Scored(method, found["test"], found.get("foreign"), recalibration, seconds, proof=found.get("proof"))
@@ -172,5 +206,11 @@ def _log_probs(classifier: Regression | _Product, of: Input) -> Tensor:
     return torch.from_numpy(classifier.predict_proba(of)).float().clamp_min(LEAST).log()[None]
 
 
+def _recalibration(log_probs: Tensor, labels: Tensor) -> Recalibration:
+    return fit_recalibration(log_probs, labels, torch.ones(len(labels)), powers=(0.0, 0.0))  # labels have no lengths
+
+
 def _loss(classifier: Regression | _Product, inputs: Inputs, labels: Tensor) -> float:
-    return nll(_log_probs(classifier, inputs["validation"])[0].exp(), labels)
+    log_probs = _log_probs(classifier, inputs["validation"])
+    recalibrated = _recalibration(log_probs, labels).of(log_probs, torch.ones(len(labels)))
+    return nll(recalibrated.mean(0), labels)

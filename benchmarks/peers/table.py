@@ -62,8 +62,8 @@ HEADLINE = (
     *("regression on frozen states, read twice", "contrast on frozen states", "head, posterior mean"),
     *("head, 64 draws", "head, 64 draws, read twice"),
     *("head above a LoRA, 64 draws", "head above a LoRA, 64 draws, read twice"),
-    *(f"{method}, {ENCODER}" for method in ("regression on words and sentence embeddings", "head, 64 draws")),
-    f"head above a LoRA, 64 draws, {ENCODER}",
+    *(f"{method}, {ENCODER}" for method in ("regression on words and sentence embeddings", MULTIPLIED)),
+    *(f"{method}, {ENCODER}" for method in ("head, 64 draws", "head above a LoRA, 64 draws")),
     *("regression on frozen states, both models", f"{MULTIPLIED}, both models", "head, 64 draws, both models"),
 )
 # Methods by what the tables call them, where that is not the same.

@@ -7,7 +7,7 @@ from benchmarks.peers import encoder
 from benchmarks.peers.reading import read_set
 from benchmarks.peers.regressions import Parts, on_embeddings, on_words, on_words_and_embeddings
 from benchmarks.peers.results import measure
-from benchmarks.peers.table import ENCODER, peers
+from benchmarks.peers.table import ENCODER, MULTIPLIED, peers
 from blora.errors import BaseModelError
 from tests.benchmarks.test_peers import linear
 from tests.sentences import needs_sentences
@@ -23,6 +23,7 @@ def test_a_sentence_encoder_is_measured_and_shown_beside_the_other_methods() -> 
     result = measure(task, encoder.methods(task, base, read, None))
     names = [row["method"] for row in result["rows"]][::2]
     simple = ["regression on sentence embeddings", "regression on words and sentence embeddings"]
+    simple += ["regression on frozen states", MULTIPLIED]
     assert names == [f"{name}, {ENCODER}" for name in (*simple, "head, posterior mean", "head, 64 draws")]
     about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": ENCODER, "dtype": "float32"}
     measured = result | about | {"set": "demo", "embedded_ms": 10.0, "encoder_ms": 2.0}

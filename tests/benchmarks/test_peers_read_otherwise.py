@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from benchmarks.peers import companion, depths, product, twice
 from benchmarks.peers.figures import Scored
 from benchmarks.peers.reading import EMPTY_LORA, cost_ms, read_set
-from benchmarks.peers.regressions import Parts, multiplied, on_states, on_words
+from benchmarks.peers.regressions import Parts, multiplied, on_states, on_words, tuned
 from benchmarks.peers.results import measure
 from benchmarks.peers.table import peers
 from blora.base_model import load_base_model
@@ -130,3 +133,20 @@ def test_a_head_at_fewer_depths_is_the_one_that_reads_no_more_and_its_pass_is_sh
     about = {"machine": {"cores": 2, "processor": "some"}, "revision": "abc", "base_model": "tiny", "dtype": "float32"}
     named = [row | {"n_texts": 1, "depths": [10, 15], "cost": 0.5} for row in rows]
     assert "| toy | once | 10, 15 | 0.50 | 1.000 ± 0.000 |" in depths.table([result | about | {"rows": named}])
+
+
+def test_a_regression_is_penalised_more_or_less_than_the_first_candidates_where_that_is_better() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(2).repeat(100)
+    signal = torch.nn.functional.one_hot(labels, 2).float()
+    parts = {name: (signal + 4 * torch.randn(200, 2, generator=generator)).numpy() for name in ("train", "validation")}
+    tried = []
+
+    def make(c: float) -> Pipeline:
+        tried.append(c)
+        return make_pipeline(StandardScaler(), LogisticRegression(C=c))
+
+    found = tuned(make, (30, 100), Parts(parts, labels, labels))
+    assert tried[:2] == [30, 100]
+    assert found[-1].C in tried[2:]
+    assert all(c < 30 for c in tried[2:])
