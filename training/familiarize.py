@@ -12,7 +12,7 @@ from pathlib import Path
 from blora.adapter import check_output, read_config, save_adapter
 from blora.adapter.opening import open_adapter
 from blora.decision.temperature import temper
-from blora.errors import AdapterError
+from blora.errors import AdapterError, ConfigError
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.noise import generator_of
@@ -68,6 +68,8 @@ def familiarize_adapter(
             f"got adapter {path} without a decision head, expected one with a head, whose states a familiarity reads: "
             "train one with --head auto"
         )
+    if validation is None and validation_split != "validation":
+        raise ConfigError("got --validation-split without --validation, whose split it is: give both, or neither")
     examples = examples_for(config, data, split=split, columns=columns, limit=limit)
     if validation is None:
         examples, held = split_examples(examples, None, None, seed=0)

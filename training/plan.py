@@ -29,6 +29,7 @@ OF_POSTERIOR = ("method", *OF_WEIGHTS, "stop_error", "normalization")
 OF_LORA = ("init_from", "target_modules", "rank", "alpha", "lora_learning_rate")
 OF_STEPS = (
     *("epochs", "batch_size", "gradient_accumulation", "head_learning_rate", "warmup", "max_grad_norm", "patience"),
+    "report_to",
 )
 
 
@@ -54,6 +55,13 @@ def plan_of(recipe: Recipe, prompt: PromptConfig) -> tuple[ReadoutName | Literal
         head = head if readable and not of_posterior else "none"
     else:
         head = recipe.head
+    if head != "none" and prompt.scoring == "label":
+        raise ConfigError(f"got --scoring label with --head {head}, which reads no letters: leave one of them out")
+    if head == "linear" and not fixed:
+        raise ConfigError(
+            "got --head linear for rows that bring their own choices, expected fixed ones: name them with --choices, "
+            "or use --head pointer"
+        )
     if head != "none" and of_posterior:
         raise ConfigError(
             f"got {_flags(of_posterior)} with head {head}, which does without such a setting; use head none, or leave "

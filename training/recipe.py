@@ -142,6 +142,7 @@ def recipe_of(data: Rows, output: Path, *, command: str, **settings: Any) -> Rec
     # Flags arrive converted to their types; keyword arguments may be a str or a list.
     modules = given.get("target_modules")
     require(not isinstance(modules, str), f"the text {modules!r} as target_modules", "a list of names")
+    require(modules is None or len(modules) > 0, "target_modules without a name", "at least one name, or None")
     columns = given.get("columns", {})
     require(isinstance(columns, Mapping), f"columns = {columns!r}", "a mapping of our column names to the data's")
     given |= {

@@ -95,6 +95,8 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     before = seen_by(recipe.init_from)
     check_unseen({SEEN: trained_on(before)}, validation)
     head, layers = plan_of(recipe, prompt)
+    if callbacks and layers == "none":
+        raise ConfigError("got callbacks for a head alone, which takes no steps: leave them out, or give layers a LoRA")
     seen = before | {"train": fingerprints(train), "validation": fingerprints(validation)}
     processes, device = claim_device(recipe.device)
     base = open_base(recipe.base_model, device=device, dtype=recipe.dtype)

@@ -24,7 +24,7 @@ from blora.posterior.inject import inject
 from blora.posterior.posterior import Posterior
 from blora.questions.fingerprints import joined
 from blora.training.caveats import warn_of_few_rows
-from blora.training.config import CACHE_GIB
+from blora.training.config import CACHE_GIB, SCALES
 from blora.training.evaluate import predict_all
 from blora.training.head.crossfit import Held
 from blora.training.head.familiarity import with_guesses
@@ -146,10 +146,13 @@ def tune_adapter(
         The chosen trial, and all trials.
 
     Raises:
-        BloraError: if the adapter was trained on one of the questions.
+        BloraError: if the adapter was trained on one of the questions, or is a plain LoRA and the scales are not the
+            default.
     """
     check_output(output)
     config = read_config(path)
+    point = config.head is None and config.posterior.method == "lora"
+    require(not point or tuple(scales) == SCALES, f"scales for the plain LoRA {path}, which has no width", "none")
     examples = examples_for(config, data, split=split, columns=columns, limit=limit)
     seen = config.training.get(SEEN, {})
     check_unseen({"train": config.training.get("train"), SEEN: trained_on(seen)}, examples)

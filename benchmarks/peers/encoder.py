@@ -3,7 +3,7 @@
 `python -m benchmarks.peers.encoder` measures the sets with fixed labels as `benchmarks.peers` does, with
 all-MiniLM-L6-v2 as the base model: an encoder of 22 million weights, a sixth of the embedded model's, that was trained
 to give texts of like meaning like embeddings. Its cheapest uses are logistic regressions on these embeddings or on the
-states that the head reads, alone or with one on words. BANKING77 and CLINC150 also have heads above a LoRA, one for each
+states that the head reads, alone or with one on words. BANKING77 and CLINC150 have heads above a LoRA too, one for each
 seed. For the cost, texts are read alone, each by the encoder and by the embedded model. `make encoder` installs its
 weights.
 """

@@ -63,7 +63,7 @@ class SampleBank:
         drawn |= {name: (factors.A, factors.B) for name, factors in lora.factors.items()}
         for name, tensors in drawn.items():
             if not all(tensor.isfinite().all() for tensor in tensors):
-                raise NumericalError(f"got a draw of {name} that is not finite; retrain the adapter")
+                raise NumericalError(f"got a draw of {name} that is not finite; train again, at a lower learning rate")
         return cls(digest, seed, draws)
 
     @property

@@ -51,6 +51,13 @@ def command(adapter: Path, base_folder: Path, data: Path, *more: str) -> list[st
     return ["familiarize", str(adapter), "--data", str(data), *model, *more]
 
 
+def test_a_split_of_no_validation_data_is_refused(
+    made: Path, base_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(made / "bare", base_folder, made / "rows.jsonl", "--validation-split", "test")) == 1
+    assert "got --validation-split without --validation" in capsys.readouterr().err
+
+
 def test_the_familiarity_is_that_of_a_training_on_the_same_rows(
     made: Path, base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from blora.training.recipe import Recipe, recipe_of
 
 FIXED = PromptConfig(choices=("no", "yes"))
 # Settings that make no difference to the adapter, or to a head as well.
-OTHERS = {"work_dir", "resume", "trunk_cache_gib", "report_to", "seed"}
+OTHERS = {"work_dir", "resume", "trunk_cache_gib", "seed"}
 CHANGED: dict[str, Any] = {
     "method": "lora",
     "family": "flow",
@@ -24,6 +24,7 @@ CHANGED: dict[str, Any] = {
     "bayesian_layers": "last:1",
     "target_modules": ("q_proj",),
     "init_from": "lora",
+    "report_to": "mlflow",
 }
 
 
@@ -87,6 +88,16 @@ def test_a_setting_of_a_head_needs_a_head(name: str) -> None:
     for more in ({"head": "none"}, {"method": "lora"}):
         with pytest.raises(ConfigError, match=f"got --{name.replace('_', '-')} without a head"):
             plan_of(recipe(**setting, **more), FIXED)
+
+
+def test_a_linear_head_needs_fixed_choices_and_no_head_reads_letters() -> None:
+    with pytest.raises(ConfigError, match="got --head linear for rows that bring their own choices.* with --choices"):
+        plan_of(recipe(head="linear"), NEW_PROMPT)
+    letters = {"scoring": "label"}
+    for head, prompt in (("linear", FIXED), ("pointer", NEW_PROMPT)):
+        with pytest.raises(ConfigError, match=f"got --scoring label with --head {head}, which reads no letters"):
+            plan_of(recipe(head=head, **letters), replace(prompt, **letters))
+    assert plan_of(recipe(**letters), replace(FIXED, **letters)) == ("none", "all")
 
 
 def test_a_rate_of_a_plain_lora_needs_a_layer_without_a_posterior() -> None:

@@ -200,6 +200,8 @@ def test_a_plain_lora_is_scored_once(
     assert main(["train", *train_arguments(base_folder, toy_file, lora, "--method", "lora")]) == 0
     capsys.readouterr()
     arguments = ["--data", str(unseen), "--base-model", str(base_folder), "--device", "cpu", "--dtype", "float32"]
+    assert main(["tune", str(lora), "--output", str(tuned), "--scales", "0.5,2", *arguments]) == 1
+    assert f"got scales for the plain LoRA {lora}, which has no width, expected none" in capsys.readouterr().err
     assert main(["tune", str(lora), "--output", str(tuned), *arguments]) == 0
     assert capsys.readouterr().out.count("scale ") == 1
     record = AdapterConfig.from_json((tuned / "bayesian_config.json").read_text()).training

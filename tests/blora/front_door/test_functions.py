@@ -191,6 +191,14 @@ def test_callbacks_are_told_of_every_step(tmp_path: Path, small: dict[str, Any])
     assert steps.n_steps == 5  # 18 rows in batches of 4
 
 
+def test_callbacks_are_refused_where_no_steps_are_taken(tmp_path: Path, base_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="got callbacks for a head alone, which takes no steps"):
+        blora.train(
+            toy_data(20), output=tmp_path / "toy", callbacks=[Steps()], base_model=str(base_folder), device="cpu"
+        )
+    assert not (tmp_path / "toy").exists()
+
+
 # Trackers
 
 

@@ -307,7 +307,7 @@ def test_a_setting_of_a_posterior_over_a_lora_means_no_head(base_folder: Path, t
     [
         (("--head", "none", "--layers", "none"), "got neither layers nor a head"),
         (("--head", "linear", "--family", "flow"), "got --family with head linear, which does without such a setting"),
-        (("--head", "linear", "--scoring", "label"), "scoring text, which a head needs"),
+        (("--head", "linear", "--scoring", "label"), "got --scoring label with --head linear, which reads no letters"),
         (("--head", "pointer", "--choice-end", "none"), "newline or eos"),
     ],
 )
