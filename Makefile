@@ -156,8 +156,8 @@ bench: $(READY)  ## measure the documents' tables (a day), but for image, vllm, 
 	$(BIN)/python -m benchmarks.bayesianize $(DATA)
 	$(BIN)/python -m benchmarks.training_time $(DATA)
 	$(BIN)/python -m benchmarks.head_training
-	$(BIN)/blora evaluate examples/triage/adapter --data examples/triage/test.jsonl --n-samples 1,64 --dtype float32 \
-		--json 'benchmarks/results/triage/head-s{n_samples}.json'
+	$(BIN)/blora evaluate examples/triage/adapter --data examples/triage/test.jsonl --dtype float32 \
+		--json benchmarks/results/triage/head-s64.json
 	$(BIN)/python -m benchmarks.answers
 	$(BIN)/python -m benchmarks.ticket_scores
 	$(BIN)/python -m benchmarks.processors

@@ -263,7 +263,7 @@ def _table(result: Row, beside: Sequence[Row]) -> str:
         sizes += " A LoRA whose posterior mean has no spread was trained with one seed."
     tables = [record_table(rows, _columns(rows[0]))]
     if "proof_ece" in rows[0]:
-        of = f"The same on the {result['n_proof']:,} rows for the proof, of which no method has seen any."
+        of = f"The same on the {result['n_proof']:,} rows for the proof, to which no method was fitted."
         tables += [f"{of} {FLOOR}", record_table(rows, UNSEEN)]
     return "\n\n".join([sizes, *tables])
 

@@ -90,7 +90,7 @@ def measure(data: Path, *, quick: bool) -> dict[str, Any]:
     tokens = sum(row.n_tokens for row in judged) / len(judged)
     return {
         **{name: found["median"] for name, found in ratios.items()},
-        **{name: figures.pop(name) for name in ("decision_agreement_64", "nll_relative")},
+        "decision_agreement_64": figures.pop("decision_agreement_64"),
         "ratios": ratios,
         "ms_a_question": {name: 1e3 * median(found) for name, found in seconds.items()},
         "tokens_per_s": {name: tokens / median(found) for name, found in seconds.items()},

@@ -25,12 +25,8 @@ def compare_answers(
     most = engine.fixed(rows, MOST_DRAWS)
     fixed = engine.fixed(rows, n_samples)
     early = engine.early(rows, n_samples)
-    everywhere = engine.fixed(rows, n_samples, (engine.everywhere,))
     used = torch.tensor([len(draws) for draws in early])
-    nll = {
-        name: _nll(answers, labels)
-        for name, answers in (("early", early), ("fixed", fixed), ("most", most), ("everywhere", everywhere))
-    }
+    nll = {name: _nll(answers, labels) for name, answers in (("early", early), ("fixed", fixed), ("most", most))}
     figures = {
         "n_questions": len(rows),
         "n_samples": n_samples,
@@ -45,10 +41,6 @@ def compare_answers(
         "mean_draws": used.float().mean().item(),
         "stopped_at": {str(n): int((used == n).sum()) for n in sorted(set(used.tolist()))},
         "nll": nll,
-        "nll_relative": nll["early"] / nll["everywhere"],
-        "accuracy": {
-            name: _accuracy(answers, labels) for name, answers in (("early", early), ("everywhere", everywhere))
-        },
     }
     return figures, torch.tensor([_margin(engine.policy, draws) for draws in most])
 
@@ -85,8 +77,3 @@ def _distances(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> dict[str,
 
 def _nll(answers: Sequence[Tensor], labels: Sequence[int]) -> float:
     return -sum(draws.mean(0)[label].log().item() for draws, label in zip(answers, labels, strict=True)) / len(labels)
-
-
-def _accuracy(answers: Sequence[Tensor], labels: Sequence[int]) -> float:
-    right = [int(draws.mean(0).argmax()) == label for draws, label in zip(answers, labels, strict=True)]
-    return sum(right) / len(right)
