@@ -186,7 +186,7 @@ def _laplace(bench: Bench, seed: int) -> dict[str, Trained]:
         draws = laplace.sample(precision, SEARCH_DRAWS, generator_of(seed))
         return next(evaluate_nested(model, rows, draws, [SEARCH_DRAWS])).metrics.nll
 
-    precision = choose_precision(loss, PRECISIONS[::2])
+    precision = choose_precision(loss, PRECISIONS)
     draws = laplace.sample(precision, bench.n_samples, generator_of(seed))
     seconds = lora.seconds + time.perf_counter() - began
     return {"laplace": Trained(draws, seconds, 2 * lora.n_parameters, {"prior_precision": precision})}

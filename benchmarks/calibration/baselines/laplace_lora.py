@@ -40,7 +40,7 @@ with warnings.catch_warnings():
 __all__ = ["PRECISIONS", "LoraClassifier", "LoraLaplace", "RowwiseGGN", "choose_precision", "fit_laplace"]
 
 # Prior standard deviations from 0.3 down to 0.001.
-PRECISIONS = tuple(10 ** (k / 2) for k in range(2, 13))
+PRECISIONS = tuple(10.0**k for k in range(1, 7))
 # The logit of a choice that a row does not have: no probability, and finite, so that the library's products are.
 MISSING_LOGIT = -1e4
 
@@ -170,7 +170,7 @@ def fit_laplace(
     return LoraLaplace(classifier, laplace)
 
 
-def choose_precision(loss: Callable[[float], float], precisions: Sequence[float] = PRECISIONS) -> float:
+def choose_precision(loss: Callable[[float], float], precisions: Sequence[float]) -> float:
     """Return the precision with the lowest loss; a loss that is not a number is never the lowest.
 
     Args:

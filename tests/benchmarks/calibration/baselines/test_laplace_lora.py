@@ -198,7 +198,7 @@ def test_without_a_choice_there_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no prior precisions"):
         choose_precision(lambda precision: 1.0, [])
     with pytest.raises(NumericalError, match="no finite loss"):
-        choose_precision(lambda precision: math.nan)
+        choose_precision(lambda precision: math.nan, [1.0])
 
 
 def test_a_trained_lora_gets_a_posterior(trained: Trained) -> None:
