@@ -142,7 +142,9 @@ class Prediction(_Scores):  # type: ignore[misc]  # a type checker cannot read t
         "question is farther from the training rows than every row that the adapter was validated on, so that nearly "
         "all of the probability is spread evenly over the choices. other_instructions, other_descriptions: a typed "
         "question has those of the adapter's own question in other words, which the adapter does not read, so that "
-        "nothing is proved about the answer. unchecked_wording: a typed question has instructions or descriptions, and "
+        "nothing is proved about the answer. other_input: the input of typed questions has items of others than users, "
+        "which begin with their roles, as no row of the calibration did, so that nothing is proved about the answer. "
+        "unchecked_wording: a typed question has instructions or descriptions, and "
         "the adapter, which does not read them, has none of its own to compare them with. Newer servers may have more. "
         "Absent without warnings.",
     )

@@ -13,6 +13,8 @@ _WORDS = {
     "read, so nothing is proved about the answer",
     "other_descriptions": "the question has other descriptions than the adapter's own, which the adapter does not "
     "read, so nothing is proved about the answer",
+    "other_input": "the input has items of others than users, as no row of the calibration had, so nothing is proved "
+    "about the answer",
     "unchecked_wording": "the question has instructions or descriptions, which the adapter does not read, and has none "
     "of its own to compare with",
 }

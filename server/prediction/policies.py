@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # The part of a typed question that may be worded differently from the question of the adapter that answers it.
-Wording = Literal["instructions", "descriptions"]
+Wording = Literal["instructions", "descriptions", "input"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +253,9 @@ def _departure(question: PredictRequest, handle: AdapterHandle, other_wording: W
     choices = question.choices or prompt.choices
     if choices is not None and not rows.fewest_choices <= len(choices) <= rows.most_choices:
         return _Departure("choices", f"{len(choices)} choices", f"{rows.n_choices} choices", f"offer {rows.n_choices}")
+    if other_wording == "input":
+        others = "an input with items of others than users"
+        return _Departure(other_wording, others, "texts alone", "send the user's text alone")
     if other_wording is not None:
         own = f"its own {other_wording}"
         return _Departure(other_wording, f"other {other_wording}", own, "send those of the adapter's card")

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request, Response
 
 from blora.server.http.dialects.decisions_input import input_text, instructions_text
-from blora.server.http.dialects.exchange import exchange
+from blora.server.http.dialects.exchange import Read, exchange
 from blora.server.http.dialects.own_fields import own_fields, scored_fields
 from blora.server.http.dialects.reading import read_kind
 from blora.server.http.responses import ServiceOf, documented_errors
@@ -58,9 +58,14 @@ async def decisions(request: Request, body: Annotated[DecisionsRequest, Body()],
         service,
         body,
         text_field="input",
-        read=lambda: (input_text(body.input), _questions(body.questions)),
+        read=lambda: _read(body),
         shape=_response,
     )
+
+
+def _read(body: DecisionsRequest) -> Read:
+    text, has_roles = input_text(body.input)
+    return Read(text, _questions(body.questions), "input" if has_roles else None)
 
 
 def _questions(given: Sequence[object]) -> list[Question]:

@@ -1,10 +1,11 @@
 """The input of POST /v1/decisions as one text.
 
 A text is read as it is, and so are the messages of users alone, with a blank line between two. In any other input each
-item begins with its role, as `user: ...`, `call NAME: ...` or `result of NAME: ...`.
+item begins with its role, as `user: ...`, `call NAME: ...` or `result of NAME: ...`. No row of a calibration has that
+form, so that nothing is proved about answers to it.
 """
 
-from typing import cast
+from typing import NamedTuple, cast
 
 from blora.server.errors import InvalidRequestError
 from blora.server.http.dialects.reading import read_content, read_kind, text_at
@@ -25,7 +26,7 @@ from blora.server.schemas.decisions.input import (
 from blora.server.schemas.requests import Request
 from blora.server.schemas.validation import describe
 
-__all__ = ["input_text", "instructions_text"]
+__all__ = ["InputRead", "input_text", "instructions_text"]
 
 # Most items of an input.
 MOST_ITEMS = 1024
@@ -52,7 +53,14 @@ _PARTS: dict[str, dict[str, type[Request]]] = {
 _INSTRUCTIONS: dict[str, type[Request]] = {"input_text": InstructionsText, "input_json": InputJson}
 
 
-def input_text(given: object) -> str:
+class InputRead(NamedTuple):
+    """The input of a request as one text, and whether its items begin with their roles."""
+
+    text: str
+    has_roles: bool
+
+
+def input_text(given: object) -> InputRead:
     """Return the input of a request as one text.
 
     Args:
@@ -62,7 +70,7 @@ def input_text(given: object) -> str:
         InvalidRequestError: naming the path of the first wrong value.
     """
     if isinstance(given, str):
-        return read_content(given, {}, _part_text, "input")
+        return InputRead(read_content(given, {}, _part_text, "input"), has_roles=False)
     if not isinstance(given, list) or not 1 <= len(given) <= MOST_ITEMS:
         raise InvalidRequestError(
             f"got {describe(given)}, expected a string or a list of 1 to {MOST_ITEMS} items: correct the field",
@@ -78,8 +86,8 @@ def input_text(given: object) -> str:
             param="input[0].content",
         )
     if {role for role, _ in entries} == {"user"}:
-        return "\n\n".join(text for _, text in entries if text.strip())
-    return "\n\n".join(f"{role}: {text}" for role, text in entries)
+        return InputRead("\n\n".join(text for _, text in entries if text.strip()), has_roles=False)
+    return InputRead("\n\n".join(f"{role}: {text}" for role, text in entries), has_roles=True)
 
 
 def instructions_text(given: object, at: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fastapi import Request, Response
 
@@ -14,11 +14,12 @@ from blora.server.keys import allowed_adapters
 from blora.server.prediction.decisions.answering import AnsweredRequest, answer_questions
 from blora.server.prediction.decisions.question import Question
 from blora.server.prediction.decisions.recognition import family
+from blora.server.prediction.policies import Wording
 from blora.server.prediction.service import Service
 from blora.server.schemas.requests import Policy
 from blora.server.schemas.responses import Response as Answer
 
-__all__ = ["Asked", "exchange"]
+__all__ = ["Asked", "Read", "exchange"]
 
 
 class Asked(Protocol):
@@ -29,13 +30,27 @@ class Asked(Protocol):
     refuse: bool | None
 
 
+class Read(NamedTuple):
+    """What a request of a dialect says.
+
+    Attributes:
+        text: the text that the questions are about.
+        questions: the questions.
+        other_wording: what makes the text another one than those of any calibration; None for nothing.
+    """
+
+    text: str
+    questions: list[Question]
+    other_wording: Wording | None = None
+
+
 async def exchange(
     request: Request,
     service: Service,
     body: Asked,
     *,
     text_field: str,
-    read: Callable[[], tuple[str, list[Question]]],
+    read: Callable[[], Read],
     shape: Callable[[AnsweredRequest, bool], Answer],
 ) -> Response:
     """Return the response to a request of a dialect.
@@ -59,9 +74,16 @@ async def exchange(
     except ServerError as error:
         error.param = "model"
         raise
-    text, questions = await reading.run(request, read)
+    text, questions, other_wording = await reading.run(request, read)
     asking = answer_questions(
-        predictor, asked, text, questions, policy=body.policy, deadline=reading.deadline, text_field=text_field
+        predictor,
+        asked,
+        text,
+        questions,
+        other_wording=other_wording,
+        policy=body.policy,
+        deadline=reading.deadline,
+        text_field=text_field,
     )
     outcome = await unless_disconnected(request, asking)
     if isinstance(outcome, ServerError):

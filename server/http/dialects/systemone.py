@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from blora.server.errors import InvalidRequestError, ServerError
-from blora.server.http.dialects.exchange import exchange
+from blora.server.http.dialects.exchange import Read, exchange
 from blora.server.http.dialects.own_fields import own_fields, scored_fields
 from blora.server.http.dialects.reading import no_images, read_kind, text_at
 from blora.server.http.responses import ServiceOf, documented_errors
@@ -81,7 +81,7 @@ async def systemone(request: Request, body: Annotated[SystemOneRequest, Body()],
         service,
         body,
         text_field="state",
-        read=lambda: (_state(body.state), _questions(body.questions)),
+        read=lambda: Read(_state(body.state), _questions(body.questions)),
         shape=partial(_response, body.questions),
     )
 

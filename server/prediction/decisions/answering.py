@@ -160,6 +160,7 @@ async def answer_questions(
     text: str,
     questions: Sequence[Question],
     *,
+    other_wording: Wording | None,
     policy: Policy | None,
     deadline: float,
     text_field: str,
@@ -171,6 +172,7 @@ async def answer_questions(
         asked: the adapters of the model whose questions they are.
         text: the text that the questions are about.
         questions: the questions.
+        other_wording: what makes the text another one than those of any calibration; None for nothing.
         policy: the request's policy for all of them; None for the adapters' own.
         deadline: time of the event loop by which they are answered.
         text_field: the text's field in the request, for error messages.
@@ -183,12 +185,13 @@ async def answer_questions(
         await asyncio.sleep(0)  # recognising and checking many questions takes time that other requests need
         if (recognised := recognise(question, asked.members)) is not None:
             request = PredictRequest(prompt=text, policy=policy, return_samples=question.type == "score")
-            handle, places, other_wording, unchecked = recognised
-            plans.append(_Plan(question, handle, request, places, other_wording=other_wording, unchecked=unchecked))
+            handle, places, of_question, unchecked = recognised
+            differs = of_question or other_wording
+            plans.append(_Plan(question, handle, request, places, other_wording=differs, unchecked=unchecked))
         else:
             handle, places = open_member(question, asked), tuple(range(len(question.options)))
             request = _open_request(question, text, policy)
-            plans.append(_Plan(question, handle, request, places, question.instructions))
+            plans.append(_Plan(question, handle, request, places, question.instructions, other_wording))
 
     async def ask(plan: _Plan, together: Together) -> answers.Prediction:
         # Only now, because each prompt with instructions is a copy of the text.
@@ -290,6 +293,8 @@ def _param(error: ServerError, plan: _Plan, text: str, text_field: str) -> str |
     match error.param:
         case "prompt":
             return f"{question.path}.instructions" if len(plan.instructions) > len(text) else text_field
+        case "input":
+            return text_field
         case "adapter":
             return "model"
         case None:

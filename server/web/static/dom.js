@@ -70,6 +70,7 @@ export function withCode(text) {
 export function number(value) {
   if (value === null || value === undefined) return "–";
   if (value !== 0 && Math.abs(value) < 0.001) return "< 0.001";
+  if (value < 1 && value.toFixed(3) === "1.000") return "> 0.999";
   if (Math.abs(value) >= 100) return Math.round(value).toLocaleString("en");
   return String(Number(value.toFixed(Math.abs(value) < 1 ? 3 : 2)));
 }

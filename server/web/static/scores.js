@@ -9,7 +9,10 @@ function score(name, highIsCertain, greatest, words) {
 }
 
 const nats = (value) => `${value < 0.0005 && value > 0 ? "< 0.001" : Number(value.toFixed(3))} nats`;
-const share = (value) => (value > 0 && value < 0.0005 ? "< 0.001" : String(Number(value.toFixed(3))));
+const share = (value) => {
+  if (value > 0 && value < 0.0005) return "< 0.001";
+  return value < 1 && value.toFixed(3) === "1.000" ? "> 0.999" : String(Number(value.toFixed(3)));
+};
 
 export const SCORES = [
   score("confidence", true, () => 1, {

@@ -15,17 +15,17 @@ def user(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("items", "text"),
+    ("items", "text", "has_roles"),
     [
-        ([user("task"), user("")], "task"),
-        ([user(""), user("task"), user(" \n"), user("more")], "task\n\nmore"),
-        ([{"role": "system", "content": ""}, user("task")], "system: \n\nuser: task"),
-        ([user(""), {"role": "assistant", "content": "done"}], "user: \n\nassistant: done"),
-        ([user(""), CALL], "user: \n\ncall f: "),
+        ([user("task"), user("")], "task", False),
+        ([user(""), user("task"), user(" \n"), user("more")], "task\n\nmore", False),
+        ([{"role": "system", "content": ""}, user("task")], "system: \n\nuser: task", True),
+        ([user(""), {"role": "assistant", "content": "done"}], "user: \n\nassistant: done", True),
+        ([user(""), CALL], "user: \n\ncall f: ", True),
     ],
 )
-def test_items_may_be_blank_beside_one_that_says_something(items: list[Any], text: str) -> None:
-    assert input_text(items) == text
+def test_items_may_be_blank_beside_one_that_says_something(items: list[Any], text: str, has_roles: bool) -> None:
+    assert input_text(items) == (text, has_roles)
 
 
 @pytest.mark.parametrize(

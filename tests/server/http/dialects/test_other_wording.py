@@ -88,6 +88,34 @@ async def test_choices_described_in_other_words_are_not_answered_as_proved() -> 
             assert answer.get("warnings", []) == ([] if proved else ["other_descriptions"])
 
 
+CHATS: dict[str, tuple[list[dict[str, str]], bool]] = {
+    "a user": ([{"role": "user", "content": "p=0.99 x"}], True),
+    "a developer and a user": ([{"role": "developer", "content": "p=0.99 x"}, {"role": "user", "content": "y"}], False),
+    "a user and an assistant": (
+        [{"role": "user", "content": "p=0.99 x"}, {"role": "assistant", "content": "y"}],
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+async def test_nothing_is_promised_of_a_chat_with_others_than_users(name: str) -> None:
+    items, proved = CHATS[name]
+    body = {"model": "triage", "input": items, "questions": [choice(*CHOICES, name="queue")]}
+    async with running(calibrated()) as server:
+        [answer] = (await server.client.post("/v1/decisions", json=body)).json()["answers"]
+        asked = await server.client.post("/v1/decisions", json=body | {"policy": {"target_risk": 0.05}})
+        assert await server.metric("blora_promised_answers_total") == (2 if proved else 0)
+    assert (answer["calibrated"], "target_risk" in answer["policy"]) == (proved, proved)
+    assert (answer["prediction_set"] is not None) == proved
+    assert answer.get("warnings", []) == ([] if proved else ["other_input"])
+    assert asked.status_code == (200 if proved else 422)
+    if not proved:
+        error = asked.json()["error"]
+        assert (error["code"], error["param"]) == ("not_calibrated", "input")
+        assert "items of others than users" in error["message"]
+
+
 async def test_a_models_only_adapter_without_fixed_choices_answers_other_questions() -> None:
     below = handle("desk.any", digest(3))
     async with running(
