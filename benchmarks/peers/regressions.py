@@ -55,6 +55,7 @@ class _Product(NamedTuple):
 Input = Sequence[str] | NDArray[np.float32] | csr_matrix
 Inputs = Mapping[str, Input]
 Regression = Pipeline | LogisticRegression
+Loss = Callable[["Regression | _Product", Inputs, Tensor], float]
 
 # Candidates for C, the inverse of the penalty, and how often each end is moved on, by which factor, while it is best.
 FOR_WORDS = (3, 10, 30, 100)
@@ -134,24 +135,34 @@ def on_embeddings(parts: Parts) -> Scored:
 def multiplied(method: str, words: Parts, *states: Parts) -> Scored:
     """Return the product of a regression on words and one or more on states, each to the best of some powers.
 
+    Of each factor there are two, those with the lowest NLL as fitted and recalibrated. Which of them are multiplied and
+    to which powers, is decided by the NLL of the product on the validation rows.
+
     Args:
         method: name of the method.
         words: as for `on_words`.
         states: as for `on_states`.
     """
     began = time.perf_counter()
-    factors = [(tuned(_for_words, FOR_WORDS, words), words)]
-    factors += [(tuned(_for_states, FOR_STATES, parts), parts) for parts in states]
-    found: Inputs = {
-        name: np.stack([_log_probs(factor, parts.inputs[name]).numpy()[0] for factor, parts in factors])
-        for name in words.inputs
-        if name != "train"
-    }
-    # The powers hold a temperature of their own, so that they are compared without another one.
-    candidates = [_Product(exponents) for exponents in product(EXPONENTS, repeat=len(factors))]
-    log_probs = [_log_probs(one, found["validation"]) for one in candidates]
-    losses = [nll(one[0].exp(), words.validation) for one in log_probs]
-    return best_of(method, [(candidates[int(np.argmin(losses))], found)], words.validation, began)
+    factors = []
+    for make, penalties, parts in ((_for_words, FOR_WORDS, words), *((_for_states, FOR_STATES, of) for of in states)):
+        asked = {name: of for name, of in parts.inputs.items() if name != "train"}
+        both = _both(make, penalties, parts)
+        factors.append([{name: _log_probs(one, of).numpy()[0] for name, of in asked.items()} for one in both])
+    candidates = []
+    for chosen in product(*factors):
+        found: Inputs = {name: np.stack([factor[name] for factor in chosen]) for name in chosen[0]}
+        powers = [_Product(exponents) for exponents in product(EXPONENTS, repeat=len(chosen))]
+        losses = [nll(_log_probs(one, found["validation"])[0].exp(), words.validation) for one in powers]
+        candidates.append((min(losses), powers[int(np.argmin(losses))], found))
+    _, best, found = min(candidates, key=lambda candidate: candidate[0])
+    return best_of(method, [(best, found)], words.validation, began)
+
+
+def _both(make: Callable[[float], Regression], penalties: Sequence[float], parts: Parts) -> list[Regression]:
+    """Return the classifiers with the lowest NLL as fitted and recalibrated, which may be one."""
+    found = [tuned(make, penalties, parts, loss) for loss in (_raw_loss, _loss)]
+    return found[:1] if found[0][-1].C == found[1][-1].C else found
 
 
 def _scored(method: str, make: Callable[[float], Regression], penalties: Sequence[float], parts: Parts) -> Scored:
@@ -159,20 +170,24 @@ def _scored(method: str, make: Callable[[float], Regression], penalties: Sequenc
     return best_of(method, [(tuned(make, penalties, parts), parts.inputs)], parts.validation, began)
 
 
-def tuned(make: Callable[[float], Regression], penalties: Sequence[float], parts: Parts) -> Regression:
-    """Return the fitted classifier with the lowest recalibrated NLL on the validation rows.
+def tuned(
+    make: Callable[[float], Regression], penalties: Sequence[float], parts: Parts, loss: Loss | None = None
+) -> Regression:
+    """Return the fitted classifier with the lowest loss on the validation rows.
 
     Args:
         make: returns a classifier for a C.
         penalties: values of C, ascending.
         parts: the rows.
+        loss: of a classifier on the validation rows; None for the recalibrated NLL.
     """
+    loss = loss or _loss
     tried: dict[float, tuple[float, Regression]] = {}
 
     def best(values: Sequence[float]) -> float:
         for c in values:
             fitted = make(c).fit(parts.inputs["train"], parts.train.numpy())
-            tried[c] = _loss(fitted, parts.inputs, parts.validation), fitted
+            tried[c] = loss(fitted, parts.inputs, parts.validation), fitted
         return min(tried, key=lambda c: tried[c][0])
 
     found = best(penalties)
@@ -214,3 +229,7 @@ def _loss(classifier: Regression | _Product, inputs: Inputs, labels: Tensor) -> 
     log_probs = _log_probs(classifier, inputs["validation"])
     recalibrated = _recalibration(log_probs, labels).of(log_probs, torch.ones(len(labels)))
     return nll(recalibrated.mean(0), labels)
+
+
+def _raw_loss(classifier: Regression | _Product, inputs: Inputs, labels: Tensor) -> float:
+    return nll(_log_probs(classifier, inputs["validation"])[0].exp(), labels)
