@@ -31,7 +31,7 @@ class Asked(Protocol):
 
 
 class Read(NamedTuple):
-    """What a request of a dialect says.
+    """Text and questions of a request, as its dialect reads them.
 
     Attributes:
         text: the text that the questions are about.
