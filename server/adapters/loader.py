@@ -5,6 +5,7 @@ logged with the name of whoever requested it.
 """
 
 import asyncio
+import errno
 import logging
 from functools import partial
 from itertools import islice
@@ -41,6 +42,8 @@ AT_ONCE = 2
 MOST_ENTRIES = 10_000
 # Most nested folders, including the adapter's own; resolving links at each level takes quadratic time.
 MOST_LEVELS = 32
+# Most times that a path is resolved again because a link in it was replaced by a file.
+RESOLVED_AGAIN = 4
 
 
 class Loader:
@@ -223,12 +226,12 @@ class Loader:
         """Return the adapter's folder after checking that no part of it, links resolved, lies outside the root."""
         outside = ForbiddenError("The path leads out of --adapter-root: name a folder below it.", param="path")
         try:
-            root = root.resolve()
-            folder = (root / path).resolve()
+            root = _resolved(root)
+            folder = _resolved(root / path)
             if not folder.is_relative_to(root):
                 raise outside
             files = _entries(folder)
-            if not all(file.resolve().is_relative_to(root) for file in files):
+            if not all(_resolved(file).is_relative_to(root) for file in files):
                 raise outside
             size = sum(file.stat().st_size for file in files if file.is_file())
         except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, or an impossible file name
@@ -241,6 +244,21 @@ class Loader:
                 param="path",
             )
         return folder
+
+
+def _resolved(path: Path) -> Path:
+    """Return a path with its links resolved, as `Path.resolve` does.
+
+    Before Python 3.13, `Path.resolve` fails with EINVAL if a file replaces a link while the link is read; the path then
+    leads to that file, and is resolved again.
+    """
+    for _ in range(RESOLVED_AGAIN):
+        try:
+            return path.resolve()
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+    return path.resolve()
 
 
 def _entries(folder: Path) -> list[Path]:

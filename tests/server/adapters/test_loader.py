@@ -227,6 +227,25 @@ async def test_a_file_that_cannot_be_read_at_the_moment_is_told_as_such(
     assert (await load(open_server)).status_code == 201
 
 
+async def test_a_link_that_a_file_replaces_while_it_is_read_is_taken_for_the_file(
+    open_server: Running, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    link, file = root / "below" / "one" / "contents", root / "below" / "one" / "file"
+    link.rename(file)
+    link.symlink_to(root.parent)
+    real = os.readlink
+    replaced = []
+
+    def replacing(path: str, **kwargs: int) -> str:
+        if Path(path) == link:
+            replaced.append(file.rename(link))
+        return real(path, **kwargs)
+
+    monkeypatch.setattr(os, "readlink", replacing)
+    assert (await load(open_server)).status_code == 201
+    assert len(replaced) == 1
+
+
 async def test_a_folder_that_cannot_be_listed_at_the_moment_is_told_as_such(
     open_server: Running, monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
