@@ -26,7 +26,7 @@ def compare_answers(
     fixed = engine.fixed(rows, n_samples)
     early = engine.early(rows, n_samples)
     used = torch.tensor([len(draws) for draws in early])
-    nll = {name: _nll(answers, labels) for name, answers in (("early", early), ("fixed", fixed), ("most", most))}
+    kinds = {"early": early, "fixed": fixed, "most": most}
     figures = {
         "n_questions": len(rows),
         "n_samples": n_samples,
@@ -35,12 +35,13 @@ def compare_answers(
         "early_agreement_fixed": _agreement(engine.policy, early, fixed),
         "answered": {
             name: sum(answer is not None for answer in decisions(engine.policy, answers)) / len(rows)
-            for name, answers in (("early", early), ("fixed", fixed), ("most", most))
+            for name, answers in kinds.items()
         },
         "distance_64": {"early": _distances(early, most), "fixed": _distances(fixed, most)},
         "mean_draws": used.float().mean().item(),
         "stopped_at": {str(n): int((used == n).sum()) for n in sorted(set(used.tolist()))},
-        "nll": nll,
+        "accuracy": {name: _accuracy(answers, labels) for name, answers in kinds.items()},
+        "nll": {name: _nll(answers, labels) for name, answers in kinds.items()},
     }
     return figures, torch.tensor([_margin(engine.policy, draws) for draws in most])
 
@@ -73,6 +74,11 @@ def _distances(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> dict[str,
         "p99": largest.quantile(0.99).item(),
         "max": largest.max().item(),
     }
+
+
+def _accuracy(answers: Sequence[Tensor], labels: Sequence[int]) -> float:
+    right = (int(draws.mean(0).argmax()) == label for draws, label in zip(answers, labels, strict=True))
+    return sum(right) / len(labels)
 
 
 def _nll(answers: Sequence[Tensor], labels: Sequence[int]) -> float:

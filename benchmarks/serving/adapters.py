@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.calibration.methods import WIDE, WIDE_KL_WEIGHT, WIDE_LEARNING_RATE
 from benchmarks.command_line import run_blora
 from benchmarks.result_files import read_lines
 from benchmarks.server_process import ROOT
@@ -16,11 +15,6 @@ N_TRAIN, N_VALIDATION, N_SAMPLES = 800, 400, 16
 # The same layers are adapted in both; what gets a posterior differs.
 LAYERS, FORK = "last:10", "last:2"
 EPOCHS, STOP_ERROR, TARGET_RISK = 3, 0.01, 0.25
-# Not today's defaults: a wider posterior, whose answers take more draws to settle.
-POSTERIOR = (
-    *("--lambda-init", str(WIDE.lambda_init), "--scale-init", str(WIDE.scale_init)),
-    *("--kl-weight", str(WIDE_KL_WEIGHT), "--learning-rate", str(WIDE_LEARNING_RATE)),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +40,7 @@ def prepare(data: Path) -> Adapters:
     known, others = _divide(data / "arc_easy_train.jsonl")
     common = ["train", "--data", str(known), "--train-examples", str(N_TRAIN), "--validation-examples"]
     common += [str(N_VALIDATION), "--layers", LAYERS, "--epochs", str(EPOCHS), "--n-samples", str(N_SAMPLES)]
-    common += [*POSTERIOR, "--head", "none", "--resume"]
+    common += ["--head", "none", "--resume"]
     if not adapters.late.is_dir():
         late = ["--bayesian-layers", FORK, "--stop-error", str(STOP_ERROR), "--output", str(adapters.late)]
         run_blora(*common, *late)
