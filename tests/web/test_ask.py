@@ -123,6 +123,12 @@ def test_an_abstention_says_why_in_words(page: Page) -> None:
     )
 
 
+def test_a_value_just_beyond_its_limit_is_told_from_it(page: Page) -> None:
+    expect(ask(page, "p=0.89998").locator(".reasons li")).to_have_text(
+        "The leading choice is not probable enough: confidence 0.89998, below the limit of 0.9."
+    )
+
+
 def test_a_line_that_is_dragged_turns_an_abstention_into_an_answer_and_back(page: Page) -> None:
     results = ask(page, "p=0.7")
     slider = threshold(results)

@@ -143,6 +143,17 @@ def test_labels_become_rows_to_train_on_and_outcomes(page: Page, file: Path) -> 
     assert rows.count() == len(ROWS)
 
 
+def test_labels_are_read_in_any_case_and_others_are_told(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("prompt,label\np=0.95 a,Billing \np=0.95 b,2\np=0.95 c,\n  ,billing\np=0.95 d,bill\n")
+    answer(page, file)
+    for row, label in enumerate(("billing", "", "", "billing", ""), 1):
+        expect(page.get_by_label(f"Label of row {row}", exact=True)).to_have_value(label)
+    expect(page.locator("#view-table [role=status]")).to_contain_text('2 labels are none of the choices, such as "2".')
+    labelled = [json.loads(line) for line in downloaded(page, "Download labelled rows as JSONL").splitlines()]
+    assert labelled == [{"prompt": "p=0.95 a", "label": "billing"}]
+
+
 def test_a_dropped_file_is_taken(page: Page, file: Path) -> None:
     page.get_by_role("link", name="Table").click()
     data = page.evaluate_handle(

@@ -184,6 +184,26 @@ def test_a_second_run_asks_the_rows_without_an_answer_until_the_question_changes
     assert {len(body["choices"]) for body in bodies[-N_ROWS:]} == {3}
 
 
+def test_answers_stay_until_another_question_is_asked(page: Page, file: Path) -> None:
+    bodies: list[Any] = []
+    page.on("request", lambda request: bodies.append(request.post_data_json) if "predict" in request.url else None)
+    choose(page, file, "triage")
+    start(page)
+    expect(status(page)).to_contain_text("40 of 40 rows")
+    answered = page.locator("#view-table tbody .chip")
+    page.locator("#table-adapter").select_option("desk")
+    expect(status(page)).to_contain_text("The answers below are those to the earlier question.")
+    expect(answered).to_have_count(N_ROWS)
+    page.locator("#table-adapter").select_option("triage")
+    start(page)
+    expect(status(page)).to_contain_text("Every row has an answer.")
+    assert len(bodies) == N_ROWS
+    page.locator("#table-adapter").select_option("desk")
+    start(page)
+    expect(status(page)).to_contain_text("40 of 40 rows")
+    assert [body["adapter"] for body in bodies[N_ROWS:]] == ["desk"] * N_ROWS
+
+
 def test_answers_of_an_adapter_that_was_replaced_are_told_and_asked_for_again(page: Page, file: Path) -> None:
     bodies: list[Any] = []
     anew = replace(HANDLES[0], calibration=calibration(HANDLES[0].digest, quantile=0.9))

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
+from blora.config import QuestionConfig
+from blora.server.engines.handle import AdapterHandle
 from blora.server.keys import line_of
-from tests.server.fakes import FakeEngine
+from tests.server.fakes import FakeEngine, handle
 from tests.web.browser import ask_within, needs_chromium, open_page, serving
 from tests.web.conftest import HANDLES
 
@@ -220,6 +222,27 @@ def test_the_examples_of_the_api_page_run(page: Page) -> None:
     form.get_by_role("button").click()
     expect(form.get_by_role("status")).to_contain_text("404")
     expect(form.locator("pre")).to_contain_text("unknown_prediction")
+
+
+MOOD = QuestionConfig(name="mood", type="score", instructions="How does the customer feel?")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [*HANDLES, handle("mood", "sha256:" + "7" * 64, choices=("calm", "angry"), question=MOOD)],
+    ids=lambda asked: asked.name,
+)
+def test_typed_questions_of_the_api_page_are_those_of_the_first_adapter(browser: Browser, asked: AdapterHandle) -> None:
+    with (
+        serving(FakeEngine(handles=(asked,)), default_adapter=asked.name) as url,
+        open_page(browser, url) as watched,
+    ):
+        watched.page.goto("/docs")
+        for name in ("POST /v1/decisions", "POST /v1/systemone"):
+            form = watched.page.get_by_role("form", name=f"Try {name}")
+            form.get_by_role("button", name=f"Run {name}").click()
+            expect(form.get_by_role("status")).to_contain_text("200 OK")
+            expect(form.locator("pre")).to_contain_text(f'"name": "{asked.name}"')
 
 
 def test_the_api_page_opens_without_a_key_and_asks_for_one_to_run_something(browser: Browser, locked: str) -> None:

@@ -5,7 +5,7 @@ import { h } from "./dom.js";
 const KEPT = "blora-api-key";
 
 /** An error that the server described. */
-export class ApiError extends Error {
+class ApiError extends Error {
   constructor(status, detail, retryAfterS) {
     super(detail.message);
     Object.assign(this, { status, code: detail.code, param: detail.param, retryAfterS });

@@ -7,9 +7,28 @@ import { exampleOf, fieldsOf, nameOf, typeOf } from "./schema.js";
 const METHODS = ["get", "post", "put", "delete"];
 const TEXT = "I need a full dump of our workspace in JSON for the archive.";
 
+/** Return an adapter's own question, or one to try, as /v1/decisions takes it. */
+function decisionOf({ question, prompt }) {
+  const { type, name, instructions } = question ?? { instructions: "Which of these is it?" };
+  const own = { ...(name ? { name } : {}), ...(instructions ? { instructions } : {}) };
+  if (prompt.choices === null) return { type: "predicate", name: "urgent", instructions: "Must somebody act today?" };
+  if (type === "predicate") return { type, ...own };
+  if (type === "score") return { type, ...own, levels: prompt.choices.map((label) => ({ label })) };
+  return { type: "choice", ...own, choices: prompt.choices.map((value) => ({ value })) };
+}
+
+/** Return the same question as /v1/systemone takes it, under its name. */
+function systemOneOf(card) {
+  const { type, name, levels, choices, ...own } = decisionOf(card);
+  const criteria = levels?.map(({ label }) => label) ?? (choices && Object.fromEntries(choices.map(({ value }) => [value, null])));
+  return { [name ?? "question"]: { type: type === "predicate" ? "noul" : type, ...own, ...(criteria ? { criteria } : {}) } };
+}
+
 /** Return the body that a route is tried with; `cards` are those of the adapters, and none without a key. */
 function exampleFor(path, schema, schemas, cards) {
   const [card] = cards;
+  if (card && path === "/v1/decisions") return { model: card.name, input: TEXT, questions: [decisionOf(card)] };
+  if (card && path === "/v1/systemone") return { model: card.name, state: TEXT, questions: systemOneOf(card) };
   const choices = card && card.prompt.choices === null ? { choices: ["yes", "no"] } : {};
   const known = {
     "/v1/predict": { ...(card ? { adapter: card.name } : {}), prompt: TEXT, ...choices },

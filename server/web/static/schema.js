@@ -6,7 +6,7 @@ export function nameOf(schema) {
 }
 
 /** Return a schema with its reference followed. */
-export function resolved(schema, schemas) {
+function resolved(schema, schemas) {
   const name = nameOf(schema);
   return name ? schemas[name] : schema;
 }
@@ -25,7 +25,7 @@ export function typeOf(schema) {
 }
 
 /** Return the limits of a schema in words. */
-export function limitsOf(schema) {
+function limitsOf(schema) {
   const parts = [schema, ...(schema.anyOf ?? [])];
   const first = (key) => parts.map((part) => part[key]).find((value) => value !== undefined);
   const text = (value) => (Math.abs(value) > Number.MAX_SAFE_INTEGER ? value.toExponential(1) : value);

@@ -8,10 +8,16 @@ function score(name, highIsCertain, greatest, words) {
   return { name, highIsCertain, greatest, threshold: `${highIsCertain ? "min" : "max"}_${name}`, ...words };
 }
 
-const nats = (value) => `${value < 0.0005 && value > 0 ? "< 0.001" : Number(value.toFixed(3))} nats`;
-const share = (value) => {
-  if (value > 0 && value < 0.0005) return "< 0.001";
-  return value < 1 && value.toFixed(3) === "1.000" ? "> 0.999" : String(Number(value.toFixed(3)));
+const DIGITS = 3; // shown after the point
+
+const nats = (value, digits = DIGITS) => {
+  const least = 10 ** -digits;
+  return `${value < least / 2 && value > 0 ? `< ${least.toFixed(digits)}` : Number(value.toFixed(digits))} nats`;
+};
+const share = (value, digits = DIGITS) => {
+  const least = 10 ** -digits;
+  if (value > 0 && value < least / 2) return `< ${least.toFixed(digits)}`;
+  return value < 1 && value >= 1 - least / 2 ? `> ${(1 - least).toFixed(digits)}` : String(Number(value.toFixed(digits)));
 };
 
 export const SCORES = [
@@ -57,10 +63,12 @@ export function failures(answer, thresholds) {
   }).map((failed) => ({ score: failed, value: answer[failed.name], limit: thresholds[failed.threshold] }));
 }
 
-/** Return a failure in words. */
+/** Return a failure in words, with as many digits as tell the value from its limit. */
 export function inWords({ score, value, limit }) {
   const side = score.highIsCertain ? "below" : "above";
-  return `${score.why}: ${score.title.toLowerCase()} ${score.text(value)}, ${side} the limit of ${score.text(limit)}.`;
+  let digits = DIGITS;
+  while (score.text(value, digits) === score.text(limit, digits)) digits += 1;
+  return `${score.why}: ${score.title.toLowerCase()} ${score.text(value, digits)}, ${side} the limit of ${score.text(limit, digits)}.`;
 }
 
 /** Return the thresholds of a policy, without its target and its source. */

@@ -73,6 +73,7 @@ export function showTable(view, cards, limits) {
     for (const row of rows) {
       row.text = row.cells[Number(column.value)] ?? "";
       Object.assign(row, { answer: null, error: null, reported: null });
+      row.label = meant(row.label, offered(row));
     }
     grid = gridOf({ rows, offered });
     result.replaceChildren(grid.element, exportsOf({ rows, head, told, offered }));
@@ -100,7 +101,12 @@ export function showTable(view, cards, limits) {
     }
     const runner = new Runner({
       bodyOf: (row) => ({ ...question, prompt: row.text }),
-      onRow: (row) => { newest = row.answer?.adapter ?? newest; grid.refresh(row); count(); },
+      onRow: (row) => {
+        newest = row.answer?.adapter ?? newest;
+        row.label = meant(row.label, offered(row));
+        grid.refresh(row);
+        count();
+      },
       onPause: () => count(),
     });
     const count = () => {
@@ -135,7 +141,12 @@ export function showTable(view, cards, limits) {
   });
   drop.addEventListener("dragleave", () => drop.classList.remove("over"));
   drop.addEventListener("drop", (event) => { event.preventDefault(); drop.classList.remove("over"); take(event.dataTransfer.files[0]); });
-  for (const input of [adapter, column]) input.addEventListener("change", () => { if (rows.length) { describe(); build(); } });
+  for (const input of [adapter, column]) input.addEventListener("change", () => {
+    if (rows.length === 0) return;
+    describe();
+    if (!rows.some(({ answer }) => answer)) return void build();
+    told.textContent = 'The answers below are those to the earlier question. "Answer the rows" asks anew and drops them.';
+  });
   start.addEventListener("click", run);
   view.replaceChildren(
     h("h1", { class: "unseen" }, "Table"),
@@ -150,15 +161,25 @@ function lowered(head) {
   return head.map((name) => name.toLowerCase());
 }
 
+/** Return the choice that a label means, whatever its case and the white space around it; or the label, if it means none. */
+function meant(label, choices) {
+  const plain = (text) => text.trim().toLowerCase();
+  const alike = choices.filter((choice) => plain(choice) === plain(label));
+  return choices.includes(label) || alike.length !== 1 ? label : alike[0];
+}
+
 function inShort(done, total) {
   const answers = done.filter(({ answer }) => answer);
   const given = answers.filter(({ answer }) => !answer.abstained);
-  const judged = given.filter(({ label, answer }) => answer.probabilities.some(({ choice }) => choice === label));
+  const isChoice = ({ label, answer }) => answer.probabilities.some(({ choice }) => choice === label);
+  const judged = given.filter(isChoice);
+  const unknown = answers.filter((row) => row.label !== "" && !isChoice(row));
   const right = judged.filter(({ label, answer }) => answer.answer === label);
   return [
     `${number(done.length)} of ${number(total)} rows: ${number(given.length)} answered, ${number(answers.length - given.length)} withheld, ${number(done.length - answers.length)} failed.`,
     judged.length > 0 ? `${number(right.length)} of ${number(judged.length)} answers are those of the column label (${percent(right.length / judged.length)}).` : "",
-  ].join(" ").trim();
+    unknown.length > 0 ? `${number(unknown.length)} labels are none of the choices, such as "${unknown[0].label}".` : "",
+  ].filter(Boolean).join(" ");
 }
 
 function gridOf({ rows, offered }) {
@@ -256,8 +277,8 @@ function exportsOf({ rows, head, told, offered }) {
     download("answers.csv", "text/csv", writeCsv([[...kept.map((i) => head[i]), ...renamed], ...rows.map(line)]));
   };
   const asJsonl = () => {
-    const chosen = rows.filter(isLabelled);
-    if (chosen.length === 0) return void (told.textContent = "No row has a label yet: choose labels in the last column.");
+    const chosen = rows.filter((row) => isLabelled(row) && row.text.trim() !== "");
+    if (chosen.length === 0) return void (told.textContent = "No row with a text has a label yet: choose labels in the last column.");
     download("labelled.jsonl", "application/jsonl", chosen.map(({ text, label }) => `${JSON.stringify({ prompt: text, label })}\n`).join(""));
     told.textContent = `${number(chosen.length)} labelled rows: blora train --data labelled.jsonl`;
   };
