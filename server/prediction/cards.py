@@ -5,11 +5,12 @@ from datetime import UTC, datetime
 from blora.adapter.card import validation_figures
 from blora.client.answers import AdapterRef
 from blora.server.engines.handle import AdapterHandle
+from blora.server.engines.protocol import ModelInfo
 from blora.server.prediction.policies import default_policy
 from blora.server.schemas.cards import AdapterCard
-from blora.server.schemas.responses import ModelMetadata
+from blora.server.schemas.responses import ModelCard, ModelMetadata
 
-__all__ = ["adapter_card", "adapter_ref", "model_metadata"]
+__all__ = ["adapter_card", "adapter_ref", "model_card", "model_metadata"]
 
 # Public entries of the training record, without the command and other facts about the machine.
 PUBLIC_RECORD = ("dtype", "parts", "settings", "train", "tuning", "validation")
@@ -48,6 +49,18 @@ def adapter_card(handle: AdapterHandle, drift_since: int | None) -> AdapterCard:
 def adapter_ref(handle: AdapterHandle) -> AdapterRef:
     """Return the adapter's name and digests."""
     return AdapterRef(name=handle.name, digest=handle.digest, calibration_digest=handle.calibration_digest)
+
+
+def model_card(handle: AdapterHandle, base: ModelInfo) -> ModelCard:
+    """Return the adapter's entry in a list of models in OpenAI's format, as a child of the base model."""
+    return ModelCard(
+        id=handle.name,
+        created=handle.created,
+        root=base.id,
+        parent=base.name,
+        digest=handle.digest,
+        calibration_digest=handle.calibration_digest,
+    )
 
 
 def model_metadata(handle: AdapterHandle) -> ModelMetadata:

@@ -36,6 +36,8 @@ __all__ = [
 
 # The part of a typed question that may be worded differently from the question of the adapter that answers it.
 Wording = Literal["instructions", "descriptions", "input"]
+# Those that the adapter does not read, so that they change no answer.
+_UNREAD = ("instructions", "descriptions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,8 @@ def stop_of(in_force: InForce | None, handle: AdapterHandle) -> Stop | None:
 def policy_for(question: PredictRequest, handle: AdapterHandle, other_wording: Wording | None = None) -> InForce | None:
     """Return the policy for a request; None for no policy.
 
-    The calibrated policy of an adapter whose question the request words differently keeps its thresholds and loses its
-    target risk.
+    The calibrated policy of an adapter whose question the request words differently, in instructions or descriptions
+    that the adapter does not read, keeps its thresholds and loses its target risk.
 
     Args:
         question: the request.
@@ -95,7 +97,7 @@ def policy_for(question: PredictRequest, handle: AdapterHandle, other_wording: W
         )
     departure = _departure(question, handle, other_wording)
     if chosen is not None and chosen.target_risk is not None and departure is not None:
-        if asked is None and departure.field == other_wording:
+        if asked is None and departure.field in _UNREAD:
             return InForce(chosen.policy)
         raise InvalidRequestError(
             f"The request has {departure.asked}, but adapter {handle.name!r} was calibrated with "

@@ -29,15 +29,15 @@ from blora.server.errors import (
 from blora.server.keys import allowed_adapters, client_name
 from blora.server.monitoring.feedback import Feedback
 from blora.server.monitoring.ledgers.protocol import Label
-from blora.server.monitoring.logs import log_outcome
-from blora.server.monitoring.metrics import SIBLING_FAILED, UNKNOWN_ADAPTER, ServerMetrics
+from blora.server.monitoring.metrics import UNKNOWN_ADAPTER, ServerMetrics
 from blora.server.monitoring.recent_texts import AskedText
 from blora.server.monitoring.tracing import record_stages
 from blora.server.prediction.choices import offered_choices
 from blora.server.prediction.decisions.labels import own_labels
+from blora.server.prediction.endings import Endings
 from blora.server.prediction.policies import Wording, check_policy, policy_for, stop_of
 from blora.server.prediction.response import answered
-from blora.server.prediction.siblings import Siblings
+from blora.server.prediction.siblings import Made, Siblings, siblings_of_a_request
 from blora.server.prediction.together import Member, Text
 from blora.server.prediction.tokenizing import Lengths
 from blora.server.scheduling.admission import Owner, Room
@@ -83,6 +83,7 @@ class Predictor:
         self._engine = engine
         self._batcher = batcher
         self._metrics = metrics
+        self._endings = Endings(metrics)
         self._tracer = tracer
         self._settings = settings
         self._lengths = Lengths.of(settings, model)
@@ -127,9 +128,10 @@ class Predictor:
                 "several batches, or ask for fewer draws",
                 param="return_samples",
             )
-        siblings = Siblings()
-        outcomes = await asyncio.gather(*map(partial(self.predict, deadline=deadline, siblings=siblings), questions))
-        requested = await siblings.record()
+        with siblings_of_a_request() as siblings:
+            asking = map(partial(self.predict, deadline=deadline, siblings=siblings), questions)
+            outcomes = await asyncio.gather(*asking)
+            requested = await siblings.record()
         return [
             outcome if isinstance(outcome, ServerError) else self.asking(outcome, requested[outcome.id])
             for outcome in outcomes
@@ -138,6 +140,25 @@ class Predictor:
     def deadline(self) -> float:
         """Return the time of the event loop by which a question asked now is answered."""
         return asyncio.get_running_loop().time() + self._settings.timeout_s
+
+    def check(
+        self, question: PredictRequest, handle: AdapterHandle, other_wording: Wording | None
+    ) -> ServerError | None:
+        """Return the error of a question that can be found without its tokens, and count it; None for none.
+
+        Args:
+            question: the question.
+            handle: the adapter that answers.
+            other_wording: see `policy_for`.
+        """
+        try:
+            self._n_samples(question, handle)
+            offered_choices(question, handle)
+            policy_for(question, handle, other_wording)
+        except ServerError as error:
+            self._endings.failed(handle.name, error)
+            return error
+        return None
 
     async def predict(
         self,
@@ -185,19 +206,18 @@ class Predictor:
                     raise
         except asyncio.CancelledError:
             if member is not None and member.together.failure is not None:
-                self._metrics.sibling_failed(adapter)
-                log_outcome(logger, SIBLING_FAILED, adapter=adapter)
+                self._endings.unanswered(adapter, None)
                 is_timed = False  # neither an answer nor a failure that took this long
             else:
-                self._failed(DisconnectedError("the client left"), adapter)
+                self._endings.failed(adapter, DisconnectedError("the client left"))
             raise
         except ServerError as error:
-            self._failed(error, adapter)
+            self._endings.failed(adapter, error)
             return error
         except Exception:
             logger.exception("A request to adapter %s failed unexpectedly", adapter)
             bug = InternalError("The server failed unexpectedly: report this as a bug.")
-            self._failed(bug, adapter)
+            self._endings.failed(adapter, bug)
             return bug
         finally:
             if is_timed:
@@ -210,10 +230,6 @@ class Predictor:
             return response
         asking: answers.Prediction = response.model_copy(update={"feedback_requested": requested})
         return asking
-
-    def _failed(self, error: ServerError, adapter: str) -> None:
-        self._metrics.failed(error, adapter)
-        log_outcome(logger, error.code, adapter=adapter)
 
     async def _answer(
         self,
@@ -243,12 +259,6 @@ class Predictor:
         record_stages(self._tracer, queue_s=done.queue_s, compute_s=done.compute_s)
         given = answered(question, job, in_force, done, model=self.model.name, other_wording=other_wording)
         prediction, decision, response = given.prediction, given.decision, given.response
-        self._metrics.predicted(
-            handle.name,
-            prediction,
-            reasons=(reason.name for reason in decision.reasons),
-            n_samples=len(done.result.probs),
-        )
         get_current_span().set_attributes(
             {
                 "blora.digest": handle.digest,
@@ -256,19 +266,7 @@ class Predictor:
                 "blora.abstained": decision.abstained,
             }
         )
-        log_outcome(
-            logger,
-            "abstained" if decision.abstained else "answered",
-            prediction_id=response.id,
-            adapter=handle.name,
-            digest=handle.digest,
-            client=client_name(),
-            n_samples=response.n_samples,
-            tokens=row.n_tokens,
-            queue_ms=round(response.timing.queue_ms, 1),
-            compute_ms=round(response.timing.compute_ms, 1),
-        )
-        record = partial(
+        stored = partial(
             self.feedback.predicted,
             handle,
             response.id,
@@ -281,11 +279,16 @@ class Predictor:
             familiarity=prediction.familiarity if given.likely is not None else None,
             labels=labels if labels is not None else own_labels(handle, choices),
         )
+
+        def record() -> bool:
+            self._endings.answered(handle, given, n_tokens=row.n_tokens)
+            return stored()
+
         if question.return_samples:
             response = response.model_copy(update={"samples": done.result.probs.tolist()})
         if siblings is None:
             return self.asking(response, record())
-        siblings.add(response.id, record)
+        siblings.add(response.id, Made(record, partial(self._endings.unanswered, handle.name)))
         return response
 
     def _n_sample_values(self, question: PredictRequest | InvalidRequestError) -> int:

@@ -1,10 +1,26 @@
-"""The answers to one request: they are made one at a time, and recorded together once none is missing."""
+"""The answers to one request: they are made one at a time, and counted and recorded together once none is missing."""
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
-__all__ = ["Siblings"]
+from blora.server.errors import DisconnectedError, ServerError
+
+__all__ = ["Made", "Siblings", "siblings_of_a_request"]
+
+
+class Made(NamedTuple):
+    """What is done with an answer once it is known whether the client gets it.
+
+    Attributes:
+        record: counts it, records it for its feedback, and returns whether its outcome is requested.
+        discard: counts it as one that no client gets, because of an error or, for None, of another question's failure.
+    """
+
+    record: Callable[[], bool]
+    discard: Callable[[ServerError | None], None]
 
 
 class Siblings:
@@ -13,7 +29,7 @@ class Siblings:
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._begun = False
-        self._records: dict[str, Callable[[], bool]] = {}
+        self._made: dict[str, Made] = {}
 
     async def turn(self) -> None:
         """Wait until an answer may be made, so that the event loop does other work between two answers.
@@ -26,9 +42,9 @@ class Siblings:
                 await asyncio.sleep(0)
             self._begun = True
 
-    def add(self, prediction_id: str, record: Callable[[], bool]) -> None:
-        """Keep the function that records a prediction for its feedback and returns whether its outcome is requested."""
-        self._records[prediction_id] = record
+    def add(self, prediction_id: str, made: Made) -> None:
+        """Keep what is to be done with a prediction."""
+        self._made[prediction_id] = made
 
     async def record(self) -> dict[str, bool]:
         """Record all predictions, and return by prediction id whether the outcome is requested.
@@ -39,7 +55,25 @@ class Siblings:
         not matter.
         """
         requested = {}
-        for prediction_id in random.SystemRandom().sample(list(self._records), len(self._records)):
-            requested[prediction_id] = self._records[prediction_id]()
+        for prediction_id in random.SystemRandom().sample(list(self._made), len(self._made)):
+            requested[prediction_id] = self._made.pop(prediction_id).record()
             await asyncio.sleep(0)  # the hashes of many choices take time that other requests need
         return requested
+
+    def discard(self, error: ServerError | None) -> None:
+        """Discard the predictions that are not recorded: see `Made`."""
+        while self._made:
+            self._made.popitem()[1].discard(error)
+
+
+@contextmanager
+def siblings_of_a_request() -> Iterator[Siblings]:
+    """Yield the answers to a request; those that are not recorded in the end are discarded."""
+    siblings = Siblings()
+    try:
+        yield siblings
+    except asyncio.CancelledError:
+        siblings.discard(DisconnectedError("the client left"))
+        raise
+    finally:
+        siblings.discard(None)

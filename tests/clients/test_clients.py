@@ -124,6 +124,7 @@ def test_openai(server: Server, tmp_path: Path) -> None:
         assert (choice["abstained"], choice["calibrated"], choice["adapter"]["name"]) == (False, False, "open")
         assert said["usage"]["input_tokens"] > 0
     assert {"open", "desk"} <= set(found["models"])
+    assert found["shown"] == found["models"]
 
 
 @pytest.mark.parametrize("number", range(len(DOCUMENTED)))

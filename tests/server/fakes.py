@@ -140,6 +140,7 @@ class FakeEngine:
         handle("triage", TRIAGE_DIGEST, choices=CHOICES),
         handle("open", OPEN_DIGEST),
     )
+    model_name: str = "fake"
     fresh_draws: bool = True
     lost: str | None = None
     longest_token: int = 100
@@ -162,7 +163,7 @@ class FakeEngine:
         if self.load_error is not None:
             raise self.load_error
         model = ModelInfo(
-            name="fake",
+            name=self.model_name,
             id="fake/fake",
             revision=None,
             fingerprint="sha256:" + "0" * 64,

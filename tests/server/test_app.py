@@ -50,7 +50,7 @@ def response_schema(document: dict[str, Any], status: int) -> dict[str, Any]:
 
 async def test_the_paths_are_those_of_the_contract(document: dict[str, Any]) -> None:
     assert document["paths"].keys() == {
-        "/v1/predict", "/v1/decisions", "/v1/systemone", "/v1/models", "/v1/adapters", "/v1/adapters/{name}", "/v1/feedback",
+        "/v1/predict", "/v1/decisions", "/v1/systemone", "/v1/models", "/v1/models/{name}", "/v1/adapters", "/v1/adapters/{name}", "/v1/feedback",
         "/livez", "/readyz", "/metrics", "/info",
     }  # fmt: skip
 

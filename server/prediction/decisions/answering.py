@@ -18,7 +18,7 @@ from blora.server.prediction.decisions.recognition import Family, open_member, r
 from blora.server.prediction.decisions.statistics import level_std
 from blora.server.prediction.policies import Wording, uncalibrated_because
 from blora.server.prediction.predictor import Predictor
-from blora.server.prediction.siblings import Siblings
+from blora.server.prediction.siblings import Siblings, siblings_of_a_request
 from blora.server.prediction.together import Together
 from blora.server.schemas.requests import Policy, PredictRequest
 from blora.server.schemas.validation import invalid_request
@@ -193,7 +193,13 @@ async def answer_questions(
             request = _open_request(question, text, policy)
             plans.append(_Plan(question, handle, request, places, question.instructions, other_wording))
 
-    async def ask(plan: _Plan, together: Together) -> answers.Prediction:
+    for plan in plans:  # before any part, so that nothing is computed for a request that is refused
+        await asyncio.sleep(0)
+        if (error := predictor.check(plan.request, plan.handle, plan.other_wording)) is not None:
+            error.param = _param(error, plan, text, text_field)
+            return error
+
+    async def ask(plan: _Plan, together: Together, siblings: Siblings) -> answers.Prediction:
         # Only now, because each prompt with instructions is a copy of the text.
         request = plan.request.model_copy(update={"prompt": question_text(text, plan.instructions)})
         labels = further_labels(plan.question, plan.choices, plan.places)
@@ -213,26 +219,26 @@ async def answer_questions(
             raise outcome
         return outcome
 
-    siblings = Siblings()
     about = AskedText(text)
     found: list[Answer] = []
     read: dict[Hashable, answers.Usage] = {}  # by text
-    for part in _parts(plans, text, predictor):
-        together = Together(len(part), about=about, beginnings=predictor.reads_beginnings_once)
-        try:
-            async with asyncio.TaskGroup() as group:  # the first error cancels the other questions
-                tasks = [group.create_task(ask(plan, together)) for plan in part]
-        except* ServerError:
-            pass  # the first one is the failure of them all
-        if together.failure is not None:
-            return together.failure
-        for plan, task in zip(part, tasks, strict=True):
-            await asyncio.sleep(0)  # the spread of a score under many draws takes time that other requests need
-            outcome, score_std = _summed_up(task.result(), plan)
-            why = uncalibrated_because(plan.request, plan.handle, plan.other_wording)
-            found.append(Answer(plan.question, outcome, plan.places, why, score_std))
-            read.setdefault(plan.text, outcome.usage)
-    requested = await siblings.record()
+    with siblings_of_a_request() as siblings:
+        for part in _parts(plans, text, predictor):
+            together = Together(len(part), about=about, beginnings=predictor.reads_beginnings_once)
+            try:
+                async with asyncio.TaskGroup() as group:  # the first error cancels the other questions
+                    tasks = [group.create_task(ask(plan, together, siblings)) for plan in part]
+            except* ServerError:
+                pass  # the first one is the failure of them all
+            if together.failure is not None:
+                return together.failure
+            for plan, task in zip(part, tasks, strict=True):
+                await asyncio.sleep(0)  # the spread of a score under many draws takes time that other requests need
+                outcome, score_std = _summed_up(task.result(), plan)
+                why = uncalibrated_because(plan.request, plan.handle, plan.other_wording)
+                found.append(Answer(plan.question, outcome, plan.places, why, score_std))
+                read.setdefault(plan.text, outcome.usage)
+        requested = await siblings.record()
     found = [
         replace(answer, prediction=predictor.asking(answer.prediction, requested[answer.prediction.id]))
         for answer in found

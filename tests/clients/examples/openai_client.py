@@ -38,6 +38,9 @@ async def ask_again() -> object:
         return (await client.decisions.create(**request)).model_dump()
 
 
-names = [model.id for model in OpenAI(base_url=f"{url}/v1", api_key=key).models.list()]
+models = OpenAI(base_url=f"{url}/v1", api_key=key).models
+names = [model.id for model in models.list()]
+shown = [models.retrieve(name).id for name in names]
 again = asyncio.run(ask_again())
-print(json.dumps({"request": request, "sync": decision.model_dump(), "async": again, "models": names}))
+found = {"request": request, "sync": decision.model_dump(), "async": again, "models": names, "shown": shown}
+print(json.dumps(found))

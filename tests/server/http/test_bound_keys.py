@@ -54,6 +54,8 @@ async def test_a_key_sees_and_asks_its_own_adapters_alone(server: Running, key: 
     for name, digest in (("triage", TRIAGE_DIGEST), ("open", OPEN_DIGEST), ("third", DIGEST)):
         for spec in (name, f"{name}@{digest}", f"{name}@sha256:{'0' * 64}"):
             asked, shown = await ask(server, key, adapter=spec), await get(server, key, f"/v1/adapters/{spec}")
+            as_model = await get(server, key, f"/v1/models/{spec}")
+            assert (as_model[0], as_model[1].get("error")) == (shown[0], shown[1].get("error"))
             if name not in seen:
                 unknown = await ask(server, key, adapter="nowhere")
                 assert asked == (404, unknown[1])  # word for word as if it did not exist

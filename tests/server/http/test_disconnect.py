@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 
 import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
+from blora.server.engines.protocol import Job, Outcome
 from blora.server.errors import DisconnectedError
 from blora.server.http.disconnect import unless_disconnected
+from blora.server.scheduling.control import Control
 from blora.server.schemas.requests import PredictRequest
 from tests.server.decision_models import choice
 from tests.server.fakes import CHOICES, TRIAGE_DIGEST, FakeEngine, Running, handle, running
@@ -94,6 +97,30 @@ async def test_each_typed_question_of_a_client_that_left_counts_as_disconnected(
         engine.gate.set()
         assert await server.metric("blora_requests_total", adapter="triage", outcome="disconnected") == len(questions)
         assert await server.metric("blora_requests_total", outcome="sibling_failed") == 0
+
+
+async def test_answers_that_a_client_did_not_wait_for_count_as_disconnected() -> None:
+    class Slower(FakeEngine):
+        """An engine that ends no pass after the first 32 questions."""
+
+        async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
+            if sum(map(len, self.batches)) >= 32:
+                self.gate.clear()
+                self.late.set()
+            return await super().run(jobs, control)
+
+        late = asyncio.Event()
+
+    engine = Slower(handles=(handle("open", TRIAGE_DIGEST),))
+    questions = [choice("a", "b", instructions=f"{number}?") for number in range(40)]
+    async with running(engine, default_adapter="open") as server:
+        leaving = Caller(server, {"model": "open", "input": "x", "questions": questions}, "/v1/decisions")
+        await engine.late.wait()
+        leaving.hang_up()
+        await leaving.call
+        engine.gate.set()
+        assert await server.metric("blora_requests_total", adapter="open", outcome="disconnected") == 40
+        assert await server.metric("blora_requests_total", adapter="open") == 40
 
 
 async def test_a_cancelled_question_ends_as_cancelled_and_not_with_an_answer(

@@ -23,6 +23,25 @@ async def test_the_model_list_is_openais(server: Running) -> None:
         assert card["created"] > 1_600_000_000
 
 
+async def test_each_entry_of_the_model_list_is_shown_by_its_name(server: Running) -> None:
+    for card in (await server.client.get("/v1/models")).json()["data"]:
+        assert (await server.client.get(f"/v1/models/{card['id']}")).json() == card
+    assert (await server.client.get(f"/v1/models/triage@{TRIAGE_DIGEST}")).json()["id"] == "triage"
+    for name, code in (
+        ("nowhere", "unknown_adapter"),
+        ("fake/fake", "unknown_adapter"),
+        ("triage@sha256:00", "digest_mismatch"),
+    ):
+        response = await server.client.get(f"/v1/models/{name}")
+        assert (response.status_code, response.json()["error"]["code"]) == (404, code)
+
+
+async def test_a_base_model_whose_name_has_a_slash_is_shown_by_it() -> None:
+    async with running(FakeEngine(model_name="org/model")) as server:
+        for name in ("org/model", "org%2Fmodel"):
+            assert (await server.client.get(f"/v1/models/{name}")).json()["id"] == "org/model"
+
+
 async def test_info_says_what_runs(engine: FakeEngine) -> None:
     async with running(engine, n_samples_cap=32, timeout_s=5) as server:
         info = (await server.client.get("/info")).json()

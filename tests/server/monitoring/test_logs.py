@@ -41,7 +41,7 @@ async def test_a_line_of_json_tells_how_an_input_ended(capsys: pytest.CaptureFix
 
 async def test_text_tells_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     lines = await ask("text", capsys)
-    assert f" INFO blora.server.prediction.predictor: answered request_id={REQUEST_ID} prediction_id=pred_" in lines[0]
+    assert f" INFO blora.server.prediction.endings: answered request_id={REQUEST_ID} prediction_id=pred_" in lines[0]
     assert "abstained" in lines[1]
 
 
@@ -64,7 +64,7 @@ def test_an_exception_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) ->
     assert "ValueError: first\nsecond" in found["exception"]
 
 
-FORGED = "evil\n2026-01-01 00:00:00,000 INFO blora.server.prediction.predictor: answered\u2028x\x1b[2J"
+FORGED = "evil\n2026-01-01 00:00:00,000 INFO blora.server.prediction.endings: answered\u2028x\x1b[2J"
 
 
 def test_a_name_cannot_write_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

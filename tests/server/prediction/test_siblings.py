@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from blora.server.errors import DisconnectedError, ServerError
 from blora.server.prediction import predictor
 from blora.server.prediction.decisions import answering
-from blora.server.prediction.siblings import Siblings
+from blora.server.prediction.siblings import Made, Siblings, siblings_of_a_request
 from tests.server.calibrations import calibration
 from tests.server.decision_models import LEVELS, choice, score
 from tests.server.decision_models import engine as typed
@@ -65,6 +66,10 @@ async def test_an_answer_that_is_given_up_keeps_no_other_from_its_turn() -> None
         await waiting[2]
 
 
+def not_given(error: ServerError | None) -> None:
+    pytest.fail(f"an answer was discarded because of {error}")
+
+
 async def test_records_let_other_work_in_between_and_say_what_is_requested() -> None:
     siblings, seen = Siblings(), list[int]()
 
@@ -73,7 +78,7 @@ async def test_records_let_other_work_in_between_and_say_what_is_requested() -> 
         return number % 2 == 0
 
     for number in range(N_ANSWERS):
-        siblings.add(f"pred_{number}", partial(record, number))
+        siblings.add(f"pred_{number}", Made(partial(record, number), not_given))
     async with turns_of_others() as turns:
         requested = await siblings.record()
     assert requested == {f"pred_{number}": number % 2 == 0 for number in range(N_ANSWERS)}
@@ -84,10 +89,30 @@ async def test_the_answer_that_was_there_first_is_not_always_recorded_first() ->
     firsts = set()
     for _ in range(64):
         siblings = Siblings()
-        siblings.add("early", lambda: True)
-        siblings.add("late", lambda: True)
+        for name in ("early", "late"):
+            siblings.add(name, Made(lambda: True, not_given))
         firsts.add(next(iter(await siblings.record())))
     assert firsts == {"early", "late"}
+
+
+async def test_answers_that_are_not_recorded_in_the_end_are_discarded_once() -> None:
+    discarded: list[ServerError | None] = []
+    with siblings_of_a_request() as siblings:
+        siblings.add("pred", Made(lambda: True, discarded.append))
+    assert discarded == [None]
+    with siblings_of_a_request() as siblings:
+        siblings.add("pred", Made(lambda: True, discarded.append))
+        await siblings.record()
+    assert discarded == [None]
+
+    def leave() -> None:
+        with siblings_of_a_request() as siblings:
+            siblings.add("pred", Made(lambda: True, discarded.append))
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        leave()
+    assert [type(error) for error in discarded] == [type(None), DisconnectedError]
 
 
 @pytest.mark.parametrize(
@@ -149,12 +174,14 @@ async def test_a_batch_that_nobody_got_waits_for_no_outcome_and_takes_no_place_o
         leaving = Caller(server, batch)
         ends[0].set()
         async with asyncio.timeout(5):
-            while await server.metric("blora_requests_total", outcome="answered") < 1:
+            while await server.metric("blora_request_seconds_count") < 1:
                 await asyncio.sleep(0)
         leaving.hang_up()
         await leaving.call
         ends[1].set()
         assert await promised(server) == [0, 0]
+        assert await server.metric("blora_requests_total", adapter="triage", outcome="disconnected") == 2
+        assert await server.metric("blora_requests_total", adapter="triage", outcome="answered") == 0
         server.app.state.service._batcher._run = real
         await server.client.post("/v1/predict", json=batch)
         assert await promised(server) == [2, 0]

@@ -280,48 +280,10 @@ async def test_an_open_models_calibration_covers_what_it_was_made_for(server: Ru
     assert second["prediction_set"] is None
 
 
-async def test_a_question_that_fails_ends_the_others_at_once(server: Running) -> None:
-    server.engine.gate.clear()  # no pass ends
-    body = {"model": "open2to3", "input": TEXT, "questions": [predicate(), choice("a", "b", "c", "d")]}
-    async with asyncio.timeout(5):
-        refused = await server.client.post("/v1/decisions", json=body)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "not_calibrated")
-    assert await server.metric("blora_requests_total", adapter="open2to3", outcome="not_calibrated") == 1
-    assert await server.metric("blora_requests_total", adapter="open2to3", outcome="sibling_failed") == 1
-    assert await server.metric("blora_requests_total", adapter="open2to3", outcome="disconnected") == 0
-
-
 async def test_questions_are_computed_together(server: Running) -> None:
     server.engine.batches.clear()
     await ask(server, *[predicate(instructions=f"Is it {i}?") for i in range(12)], model="open")
     assert len(server.engine.batches) <= 3
-
-
-async def test_a_failing_question_fails_the_request_once(server: Running) -> None:
-    body = {
-        "model": "triage",
-        "input": "POISON",
-        "questions": [predicate(name="urgent"), choice(*CHOICES, name="queue")],
-    }
-    response = await server.client.post("/v1/decisions", json=body)
-    assert (response.status_code, response.json()["error"]["code"]) == (500, "model_failure")
-    assert await server.metric("blora_requests_total", adapter="triage", outcome="model_failure") == 1
-    assert await server.metric("blora_requests_total", adapter="unknown", outcome="model_failure") == 0
-
-
-async def test_answers_of_a_failed_request_wait_for_no_outcome(
-    server: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waiting = []
-    feedback = server.app.state.service.predictor().feedback
-    monkeypatch.setattr(feedback, "predicted", lambda _, prediction_id, *rest, **named: waiting.append(prediction_id))
-    questions = [predicate(instructions="Is it so?"), predicate(instructions="Is it POISON?")]
-    body = {"model": "open", "input": TEXT, "questions": questions}
-    assert (await server.client.post("/v1/decisions", json=body)).status_code == 500
-    assert await server.metric("blora_requests_total", adapter="open", outcome="answered") == 1
-    assert waiting == []
-    given = (await ask(server, questions[0], questions[0], model="open"))["answers"]
-    assert sorted(waiting) == sorted(answer["id"] for answer in given)
 
 
 async def test_a_request_is_answered_by_one_deadline() -> None:
@@ -334,15 +296,6 @@ async def test_a_request_is_answered_by_one_deadline() -> None:
         assert asyncio.get_running_loop().time() - started < 2
         assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
         slow.gate.set()
-
-
-async def test_after_an_error_no_further_question_is_asked(server: Running) -> None:
-    questions = [predicate(instructions=f"{i}?") for i in range(200)]
-    response = await server.client.post(
-        "/v1/decisions", json={"model": "open", "input": "POISON", "questions": questions}
-    )
-    assert response.json()["error"]["code"] == "model_failure"
-    assert 1 <= await server.metric("blora_requests_total", adapter="open", outcome="model_failure") <= 32
 
 
 async def test_a_long_text_is_not_copied_for_every_question(server: Running) -> None:

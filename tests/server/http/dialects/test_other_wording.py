@@ -99,21 +99,25 @@ CHATS: dict[str, tuple[list[dict[str, str]], bool]] = {
 
 
 @pytest.mark.parametrize("name", CHATS)
-async def test_nothing_is_promised_of_a_chat_with_others_than_users(name: str) -> None:
+async def test_a_chat_with_others_than_users_is_answered_under_thresholds_of_the_request_alone(name: str) -> None:
     items, proved = CHATS[name]
     body = {"model": "triage", "input": items, "questions": [choice(*CHOICES, name="queue")]}
     async with running(calibrated()) as server:
-        [answer] = (await server.client.post("/v1/decisions", json=body)).json()["answers"]
-        asked = await server.client.post("/v1/decisions", json=body | {"policy": {"target_risk": 0.05}})
+        plain, asked, own = [
+            await server.client.post("/v1/decisions", json=body | fields)
+            for fields in ({}, {"policy": {"target_risk": 0.05}}, {"policy": {"min_confidence": 0.5}})
+        ]
         assert await server.metric("blora_promised_answers_total") == (2 if proved else 0)
-    assert (answer["calibrated"], "target_risk" in answer["policy"]) == (proved, proved)
-    assert (answer["prediction_set"] is not None) == proved
-    assert answer.get("warnings", []) == ([] if proved else ["other_input"])
-    assert asked.status_code == (200 if proved else 422)
-    if not proved:
-        error = asked.json()["error"]
+    assert [plain.status_code, asked.status_code] == ([200, 200] if proved else [422, 422])
+    for refused in () if proved else (plain, asked):
+        error = refused.json()["error"]
         assert (error["code"], error["param"]) == ("not_calibrated", "input")
         assert "items of others than users" in error["message"]
+        assert "send the user's text alone, or send policy thresholds of your own" in error["message"]
+    [answer] = own.json()["answers"]
+    assert (answer["calibrated"], answer["prediction_set"] is not None) == (proved, proved)
+    assert answer["policy"] == {"min_confidence": 0.5, "source": "request"}
+    assert answer.get("warnings", []) == ([] if proved else ["other_input"])
 
 
 async def test_a_models_only_adapter_without_fixed_choices_answers_other_questions() -> None:
