@@ -14,9 +14,8 @@ from blora.server.http.reading import Reading
 from blora.server.http.responses import ServiceOf, batch_response, documented_errors, error_response
 from blora.server.http.strict_json import StrictJsonRoute
 from blora.server.keys import KEY, allowed_adapters, client_name
-from blora.server.prediction.cards import adapter_card, adapter_ref, model_card, model_metadata
+from blora.server.prediction.cards import adapter_card, adapter_ref, base_card, model_card, model_metadata
 from blora.server.prediction.decisions.recognition import family
-from blora.server.prediction.service import Service
 from blora.server.schemas.cards import AdapterCard, AdapterList
 from blora.server.schemas.requests import BatchRequest, LoadAdapter, PredictBody, PutAdapter, TellOutcome
 from blora.server.schemas.responses import (
@@ -122,7 +121,10 @@ async def models(service: ServiceOf) -> ModelList:
     predictor = service.predictor()
     handles = predictor.registry.seen(allowed_adapters())
     return ModelList(
-        data=[_base_card(service), *(model_card(handle, predictor.model) for handle in handles)],
+        data=[
+            base_card(predictor.model, service.started),
+            *(model_card(handle, predictor.model) for handle in handles),
+        ],
         models=[model_metadata(handle) for handle in handles],
     )
 
@@ -132,13 +134,8 @@ async def model(name: str, service: ServiceOf) -> ModelCard:
     """Show the entry of the model list with this name, which may pin an adapter's digest."""
     predictor = service.predictor()
     if name == predictor.model.name:
-        return _base_card(service)
+        return base_card(predictor.model, service.started)
     return model_card(predictor.registry.resolve(name, allowed_adapters()), predictor.model)
-
-
-def _base_card(service: Service) -> ModelCard:
-    base = service.predictor().model
-    return ModelCard(id=base.name, created=service.started, root=base.id, parent=None, digest=base.fingerprint)
 
 
 @router.get(

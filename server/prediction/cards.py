@@ -10,7 +10,7 @@ from blora.server.prediction.policies import default_policy
 from blora.server.schemas.cards import AdapterCard
 from blora.server.schemas.responses import ModelCard, ModelMetadata
 
-__all__ = ["adapter_card", "adapter_ref", "model_card", "model_metadata"]
+__all__ = ["adapter_card", "adapter_ref", "base_card", "model_card", "model_metadata"]
 
 # Public entries of the training record, without the command and other facts about the machine.
 PUBLIC_RECORD = ("dtype", "parts", "settings", "train", "tuning", "validation")
@@ -49,6 +49,16 @@ def adapter_card(handle: AdapterHandle, drift_since: int | None) -> AdapterCard:
 def adapter_ref(handle: AdapterHandle) -> AdapterRef:
     """Return the adapter's name and digests."""
     return AdapterRef(name=handle.name, digest=handle.digest, calibration_digest=handle.calibration_digest)
+
+
+def base_card(base: ModelInfo, created: int) -> ModelCard:
+    """Return the base model's entry in a list of models in OpenAI's format.
+
+    Args:
+        base: the base model.
+        created: Unix time of the server's start, in seconds.
+    """
+    return ModelCard(id=base.name, created=created, root=base.id, parent=None, digest=base.fingerprint)
 
 
 def model_card(handle: AdapterHandle, base: ModelInfo) -> ModelCard:

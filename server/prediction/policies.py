@@ -26,7 +26,7 @@ from blora.server.schemas.requests import PredictRequest
 __all__ = [
     "InForce",
     "Wording",
-    "check_policy",
+    "check_draws",
     "default_policy",
     "policy_for",
     "prediction_set",
@@ -80,7 +80,8 @@ def policy_for(question: PredictRequest, handle: AdapterHandle, other_wording: W
 
     Raises:
         InvalidRequestError: if the request relies on a calibration that the adapter does not have, that lacks the
-            requested target, or that does not cover the request's draws, scoring, choices or form.
+            requested target, or that does not cover the request's draws, scoring, choices, form or input; or if no
+            question can fail the request's own limit of the familiarity.
     """
     asked = question.policy
     if asked is None:
@@ -95,6 +96,8 @@ def policy_for(question: PredictRequest, handle: AdapterHandle, other_wording: W
             code="invalid_value",
             param="policy.min_familiarity",
         )
+    if chosen is not None:
+        _check_familiarity(chosen.policy, handle)
     departure = _departure(question, handle, other_wording)
     if chosen is not None and chosen.target_risk is not None and departure is not None:
         if asked is None and departure.field in _UNREAD:
@@ -109,25 +112,13 @@ def policy_for(question: PredictRequest, handle: AdapterHandle, other_wording: W
     return chosen
 
 
-def check_policy(in_force: InForce | None, job: Job) -> None:
-    """Raise an error if the job has too few draws that differ, or reference rows, for a threshold of the policy.
-
-    Raises:
-        InvalidRequestError: naming n_samples if the draws are too few, and the threshold in any other case.
-    """
-    if in_force is None:
-        return
-    _check_draws(in_force.policy, job)
-    _check_familiarity(in_force.policy, job.handle)
-
-
-def _check_draws(policy: Policy, job: Job) -> None:
+def check_draws(in_force: InForce | None, job: Job) -> None:
     """Raise an error if the policy limits a score that needs more draws that differ than the job has.
 
     Raises:
         InvalidRequestError: naming n_samples if the draws differ, and the threshold if they are all equal.
     """
-    score = policy.short_of_draws(job.n_samples if job.draws_differ else 1)
+    score = in_force.policy.short_of_draws(job.n_samples if job.draws_differ else 1) if in_force is not None else None
     if score is None:
         return
     if job.draws_differ:

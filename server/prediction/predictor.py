@@ -35,9 +35,9 @@ from blora.server.monitoring.tracing import record_stages
 from blora.server.prediction.choices import offered_choices
 from blora.server.prediction.decisions.labels import own_labels
 from blora.server.prediction.endings import Endings
-from blora.server.prediction.policies import Wording, check_policy, policy_for, stop_of
+from blora.server.prediction.policies import InForce, Wording, check_draws, policy_for, stop_of
 from blora.server.prediction.response import answered
-from blora.server.prediction.siblings import Made, Siblings, siblings_of_a_request
+from blora.server.prediction.siblings import Siblings, siblings_of_a_request
 from blora.server.prediction.together import Member, Text
 from blora.server.prediction.tokenizing import Lengths
 from blora.server.scheduling.admission import Owner, Room
@@ -83,7 +83,7 @@ class Predictor:
         self._engine = engine
         self._batcher = batcher
         self._metrics = metrics
-        self._endings = Endings(metrics)
+        self._endings = Endings(metrics, settings.timeout_s)
         self._tracer = tracer
         self._settings = settings
         self._lengths = Lengths.of(settings, model)
@@ -144,7 +144,7 @@ class Predictor:
     def check(
         self, question: PredictRequest, handle: AdapterHandle, other_wording: Wording | None
     ) -> ServerError | None:
-        """Return the error of a question that can be found without its tokens, and count it; None for none.
+        """Return the error of a question's draws, choices or policy, and count it; None for none.
 
         Args:
             question: the question.
@@ -152,9 +152,7 @@ class Predictor:
             other_wording: see `policy_for`.
         """
         try:
-            self._n_samples(question, handle)
-            offered_choices(question, handle)
-            policy_for(question, handle, other_wording)
+            self._terms(question, handle, other_wording)
         except ServerError as error:
             self._endings.failed(handle.name, error)
             return error
@@ -200,13 +198,15 @@ class Predictor:
                 set_status_on_exception=False,
             ) as span:
                 try:
-                    return await self._answer(question, handle, deadline, siblings, member, labels, other_wording)
+                    answer = await self._answer(question, handle, deadline, siblings, member, labels, other_wording)
                 except ServerError as error:
                     span.set_status(StatusCode.ERROR, error.code)
                     raise
+                is_timed = False  # its time is recorded with the answer
+                return answer
         except asyncio.CancelledError:
             if member is not None and member.together.failure is not None:
-                self._endings.unanswered(adapter, None)
+                self._endings.not_answered(adapter, None)
                 is_timed = False  # neither an answer nor a failure that took this long
             else:
                 self._endings.failed(adapter, DisconnectedError("the client left"))
@@ -221,8 +221,7 @@ class Predictor:
             return bug
         finally:
             if is_timed:
-                late_s = asyncio.get_running_loop().time() - deadline
-                self._metrics.finished(self._settings.timeout_s + late_s)
+                self._endings.finished(deadline)
 
     def asking(self, response: answers.Prediction, requested: bool) -> answers.Prediction:
         """Return a prediction that says whether its outcome is requested, if the server requests a share of them."""
@@ -241,16 +240,14 @@ class Predictor:
         labels: Mapping[Label, int] | None,
         other_wording: Wording | None,
     ) -> answers.Prediction:
-        n_samples = self._n_samples(question, handle)
-        choices = offered_choices(question, handle)
-        in_force = policy_for(question, handle, other_wording)
+        n_samples, choices, in_force = self._terms(question, handle, other_wording)
         try:
             async with asyncio.timeout_at(deadline):
                 row = await self._pack(question, handle, choices)
         except TimeoutError as exc:
             raise DeadlineExceededError("The question was not tokenised before its deadline: try again later.") from exc
         job = Job(handle, row, n_samples, question.seed, stop_of(in_force, handle), client_name())
-        check_policy(in_force, job)
+        check_draws(in_force, job)
         self._check_draws(job)
         text = await member.meet(*shared_reading(job)) if member is not None else None
         done = await self._compute(job, deadline, text)
@@ -266,7 +263,7 @@ class Predictor:
                 "blora.abstained": decision.abstained,
             }
         )
-        stored = partial(
+        store = partial(
             self.feedback.predicted,
             handle,
             response.id,
@@ -280,15 +277,12 @@ class Predictor:
             labels=labels if labels is not None else own_labels(handle, choices),
         )
 
-        def record() -> bool:
-            self._endings.answered(handle, given, n_tokens=row.n_tokens)
-            return stored()
-
+        made = self._endings.made(handle, given, n_tokens=row.n_tokens, deadline=deadline, store=store)
         if question.return_samples:
             response = response.model_copy(update={"samples": done.result.probs.tolist()})
         if siblings is None:
-            return self.asking(response, record())
-        siblings.add(response.id, Made(record, partial(self._endings.unanswered, handle.name)))
+            return self.asking(response, made.record())
+        siblings.add(response.id, made)
         return response
 
     def _n_sample_values(self, question: PredictRequest | InvalidRequestError) -> int:
@@ -300,6 +294,13 @@ class Predictor:
             return self._n_samples(question, handle) * len(offered_choices(question, handle))
         except ServerError:
             return 0
+
+    def _terms(
+        self, question: PredictRequest, handle: AdapterHandle, other_wording: Wording | None
+    ) -> tuple[int, Sequence[str], InForce | None]:
+        """Return a question's number of draws, its choices, and the policy in force."""
+        n_samples, choices = self._n_samples(question, handle), offered_choices(question, handle)
+        return n_samples, choices, policy_for(question, handle, other_wording)
 
     def _n_samples(self, question: PredictRequest, handle: AdapterHandle) -> int:
         cap = self._settings.n_samples_cap

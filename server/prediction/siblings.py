@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from blora.server.errors import DisconnectedError, ServerError
+from blora.server.errors import DisconnectedError, InternalError, ServerError
 
 __all__ = ["Made", "Siblings", "siblings_of_a_request"]
 
@@ -15,7 +15,7 @@ class Made(NamedTuple):
     """What is done with an answer once it is known whether the client gets it.
 
     Attributes:
-        record: counts it, records it for its feedback, and returns whether its outcome is requested.
+        record: records it for its feedback, counts it, and returns whether its outcome is requested.
         discard: counts it as one that no client gets, because of an error or, for None, of another question's failure.
     """
 
@@ -56,7 +56,8 @@ class Siblings:
         """
         requested = {}
         for prediction_id in random.SystemRandom().sample(list(self._made), len(self._made)):
-            requested[prediction_id] = self._made.pop(prediction_id).record()
+            requested[prediction_id] = self._made[prediction_id].record()
+            del self._made[prediction_id]
             await asyncio.sleep(0)  # the hashes of many choices take time that other requests need
         return requested
 
@@ -74,6 +75,9 @@ def siblings_of_a_request() -> Iterator[Siblings]:
         yield siblings
     except asyncio.CancelledError:
         siblings.discard(DisconnectedError("the client left"))
+        raise
+    except Exception:
+        siblings.discard(InternalError("The server failed unexpectedly: report this as a bug."))
         raise
     finally:
         siblings.discard(None)

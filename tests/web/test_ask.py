@@ -124,8 +124,13 @@ def test_an_abstention_says_why_in_words(page: Page) -> None:
 
 
 def test_a_value_just_beyond_its_limit_is_told_from_it(page: Page) -> None:
-    expect(ask(page, "p=0.89998").locator(".reasons li")).to_have_text(
+    results = ask(page, "p=0.89998")
+    expect(results.locator(".reasons li")).to_have_text(
         "The leading choice is not probable enough: confidence 0.89998, below the limit of 0.9."
+    )
+    expect(results.locator(".line-value").first).to_have_text("0.89998")
+    expect(threshold(results)).to_have_attribute(
+        "aria-valuetext", "answers need at least 0.9; this one has 0.89998, so it is withheld"
     )
 
 

@@ -145,7 +145,7 @@ def test_labels_become_rows_to_train_on_and_outcomes(page: Page, file: Path) -> 
 
 def test_labels_are_read_in_any_case_and_others_are_told(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
-    file.write_text("prompt,label\np=0.95 a,Billing \np=0.95 b,2\np=0.95 c,\n  ,billing\np=0.95 d,bill\n")
+    file.write_text("prompt,label\np=0.95 a,Billing \np=0.95 b,2\np=0.95 c,  \n  ,billing\np=0.95 d,bill\n")
     answer(page, file)
     for row, label in enumerate(("billing", "", "", "billing", ""), 1):
         expect(page.get_by_label(f"Label of row {row}", exact=True)).to_have_value(label)

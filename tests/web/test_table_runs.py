@@ -195,6 +195,7 @@ def test_answers_stay_until_another_question_is_asked(page: Page, file: Path) ->
     expect(status(page)).to_contain_text("The answers below are those to the earlier question.")
     expect(answered).to_have_count(N_ROWS)
     page.locator("#table-adapter").select_option("triage")
+    expect(status(page)).to_contain_text("The answers below are those to this question.")
     start(page)
     expect(status(page)).to_contain_text("Every row has an answer.")
     assert len(bodies) == N_ROWS

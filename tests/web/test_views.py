@@ -224,12 +224,17 @@ def test_the_examples_of_the_api_page_run(page: Page) -> None:
     expect(form.locator("pre")).to_contain_text("unknown_prediction")
 
 
+WORDLESS = QuestionConfig(name="late", type="predicate")
 MOOD = QuestionConfig(name="mood", type="score", instructions="How does the customer feel?")
 
 
 @pytest.mark.parametrize(
     "asked",
-    [*HANDLES, handle("mood", "sha256:" + "7" * 64, choices=("calm", "angry"), question=MOOD)],
+    [
+        *HANDLES,
+        handle("mood", "sha256:" + "7" * 64, choices=("calm", "angry"), question=MOOD),
+        handle("late", "sha256:" + "8" * 64, choices=("true", "false"), question=WORDLESS),
+    ],
     ids=lambda asked: asked.name,
 )
 def test_typed_questions_of_the_api_page_are_those_of_the_first_adapter(browser: Browser, asked: AdapterHandle) -> None:

@@ -186,14 +186,14 @@ async def answer_questions(
         if (recognised := recognise(question, asked.members)) is not None:
             request = PredictRequest(prompt=text, policy=policy, return_samples=question.type == "score")
             handle, places, of_question, unchecked = recognised
-            differs = of_question or other_wording
+            differs = other_wording or of_question  # the input first, which the adapter reads
             plans.append(_Plan(question, handle, request, places, other_wording=differs, unchecked=unchecked))
         else:
             handle, places = open_member(question, asked), tuple(range(len(question.options)))
             request = _open_request(question, text, policy)
             plans.append(_Plan(question, handle, request, places, question.instructions, other_wording))
 
-    for plan in plans:  # before any part, so that nothing is computed for a request that is refused
+    for plan in plans:  # before any part, so that most refusals cost no pass
         await asyncio.sleep(0)
         if (error := predictor.check(plan.request, plan.handle, plan.other_wording)) is not None:
             error.param = _param(error, plan, text, text_field)

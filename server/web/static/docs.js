@@ -9,8 +9,8 @@ const TEXT = "I need a full dump of our workspace in JSON for the archive.";
 
 /** Return an adapter's own question, or one to try, as /v1/decisions takes it. */
 function decisionOf({ question, prompt }) {
-  const { type, name, instructions } = question ?? { instructions: "Which of these is it?" };
-  const own = { ...(name ? { name } : {}), ...(instructions ? { instructions } : {}) };
+  const { type, name, instructions } = question ?? {};
+  const own = { ...(name ? { name } : {}), instructions: instructions || "Which of these is it?" };
   if (prompt.choices === null) return { type: "predicate", name: "urgent", instructions: "Must somebody act today?" };
   if (type === "predicate") return { type, ...own };
   if (type === "score") return { type, ...own, levels: prompt.choices.map((label) => ({ label })) };

@@ -63,12 +63,18 @@ export function failures(answer, thresholds) {
   }).map((failed) => ({ score: failed, value: answer[failed.name], limit: thresholds[failed.threshold] }));
 }
 
-/** Return a failure in words, with as many digits as tell the value from its limit. */
+/** Return a value and its limit as texts, with as many digits as tell them apart; equal ones read the same. */
+export function apart(score, value, limit) {
+  let digits = DIGITS;
+  while (Math.abs(value - limit) > TOLERANCE && score.text(value, digits) === score.text(limit, digits)) digits += 1;
+  return [score.text(value, digits), score.text(limit, digits)];
+}
+
+/** Return a failure in words. */
 export function inWords({ score, value, limit }) {
   const side = score.highIsCertain ? "below" : "above";
-  let digits = DIGITS;
-  while (score.text(value, digits) === score.text(limit, digits)) digits += 1;
-  return `${score.why}: ${score.title.toLowerCase()} ${score.text(value, digits)}, ${side} the limit of ${score.text(limit, digits)}.`;
+  const [shown, line] = apart(score, value, limit);
+  return `${score.why}: ${score.title.toLowerCase()} ${shown}, ${side} the limit of ${line}.`;
 }
 
 /** Return the thresholds of a policy, without its target and its source. */

@@ -42,6 +42,24 @@ export function showTable(view, cards, limits) {
     settings.replaceChildren(labelled("Column with the texts", column), choicesOf(card()) === null ? labelled("Choices, one a line", choices) : "", h("div", { class: "row" }, start, stop));
   }
 
+  function wanted() {
+    return { adapter: card().name, ...(choicesOf(card()) === null ? { choices: typedChoices(choices.value) } : {}) };
+  }
+
+  function keyOf(question) {
+    return JSON.stringify([question, column.value]);
+  }
+
+  /** Say whose the answers are after a change of the question. They stay until another question is asked. */
+  function changed() {
+    if (rows.length === 0) return;
+    if (!rows.some(({ answer }) => answer)) return void build();
+    for (const row of rows.filter(({ answer }) => !answer)) grid.refresh(row);
+    told.textContent = keyOf(wanted()) === asked
+      ? "The answers below are those to this question."
+      : 'The answers below are those to the earlier question. "Answer the rows" asks anew and drops them.';
+  }
+
   function lock(locked) {
     for (const input of [adapter, column, choices, file]) input.disabled = locked;
   }
@@ -81,11 +99,9 @@ export function showTable(view, cards, limits) {
 
   /** Ask about the rows without an answer; answers stay for as long as the question and the column do. */
   async function run() {
-    const typed = choicesOf(card()) === null ? { choices: typedChoices(choices.value) } : {};
-    const question = { adapter: card().name, ...typed };
-    const wanted = JSON.stringify([question, column.value]);
-    if (wanted !== asked) build();
-    asked = wanted;
+    const question = wanted();
+    if (keyOf(question) !== asked) build();
+    asked = keyOf(question);
     for (const row of rows.filter(isOutdated)) {
       Object.assign(row, { answer: null, reported: null });
       grid.refresh(row);
@@ -141,12 +157,8 @@ export function showTable(view, cards, limits) {
   });
   drop.addEventListener("dragleave", () => drop.classList.remove("over"));
   drop.addEventListener("drop", (event) => { event.preventDefault(); drop.classList.remove("over"); take(event.dataTransfer.files[0]); });
-  for (const input of [adapter, column]) input.addEventListener("change", () => {
-    if (rows.length === 0) return;
-    describe();
-    if (!rows.some(({ answer }) => answer)) return void build();
-    told.textContent = 'The answers below are those to the earlier question. "Answer the rows" asks anew and drops them.';
-  });
+  for (const input of [adapter, column]) input.addEventListener("change", () => { if (rows.length) describe(); });
+  for (const input of [adapter, column, choices]) input.addEventListener("change", changed);
   start.addEventListener("click", run);
   view.replaceChildren(
     h("h1", { class: "unseen" }, "Table"),
@@ -173,12 +185,12 @@ function inShort(done, total) {
   const given = answers.filter(({ answer }) => !answer.abstained);
   const isChoice = ({ label, answer }) => answer.probabilities.some(({ choice }) => choice === label);
   const judged = given.filter(isChoice);
-  const unknown = answers.filter((row) => row.label !== "" && !isChoice(row));
+  const unknown = answers.filter((row) => row.label.trim() !== "" && !isChoice(row));
   const right = judged.filter(({ label, answer }) => answer.answer === label);
   return [
     `${number(done.length)} of ${number(total)} rows: ${number(given.length)} answered, ${number(answers.length - given.length)} withheld, ${number(done.length - answers.length)} failed.`,
     judged.length > 0 ? `${number(right.length)} of ${number(judged.length)} answers are those of the column label (${percent(right.length / judged.length)}).` : "",
-    unknown.length > 0 ? `${number(unknown.length)} labels are none of the choices, such as "${unknown[0].label}".` : "",
+    unknown.length > 0 ? `${number(unknown.length)} label${unknown.length === 1 ? " is" : "s are"} none of the choices, such as "${unknown[0].label}".` : "",
   ].filter(Boolean).join(" ");
 }
 

@@ -1,7 +1,7 @@
 // The lines that decide between an answer and none, each a range input over the axis of its score.
 
 import { h, newId, styled } from "./dom.js";
-import { SCORES, axisOf, failures, isOff, placeOf, valueAt } from "./scores.js";
+import { SCORES, apart, axisOf, failures, isOff, placeOf, valueAt } from "./scores.js";
 
 const STEPS = 1000;
 
@@ -50,12 +50,12 @@ function lineOf(axis, value, onMove) {
   });
   const zone = h("span", { class: "zone" });
   const dot = styled(h("span", { class: "dot" }), { left: `${100 * placeOf(axis, value)}%` });
-  const shown = h("span", { class: "line-limit" });
+  const [own, shown] = [h("span", { class: "line-value" }), h("span", { class: "line-limit" })];
   const id = newId("meaning");
   input.setAttribute("aria-describedby", id);
   const element = h("div", { class: "line" },
     h("div", { class: "row spread line-head" },
-      h("span", {}, h("strong", {}, score.title), " ", h("span", { class: "line-value" }, score.text(value))), shown),
+      h("span", {}, h("strong", {}, score.title), " ", own), shown),
     h("div", { class: "gauge" }, h("span", { class: "axis" }), zone, dot, input),
     h("p", { class: "hint", id }, score.meaning));
 
@@ -68,8 +68,10 @@ function lineOf(axis, value, onMove) {
     styled(zone, { left: `${100 * from}%`, width: `${100 * (score.highIsCertain ? place : 1 - place)}%` });
     element.dataset.failed = String(failed);
     const side = score.highIsCertain ? "at least" : "at most";
-    shown.textContent = active ? `${side} ${score.text(limit)}` : "no limit";
-    const meaning = active ? `answers need ${side} ${score.text(limit)}; this one has ${score.text(value)}, so it is ${failed ? "withheld" : "given"}` : "no limit";
+    const [mine, line] = active ? apart(score, value, limit) : [score.text(value)];
+    own.textContent = mine;
+    shown.textContent = active ? `${side} ${line}` : "no limit";
+    const meaning = active ? `answers need ${side} ${line}; this one has ${mine}, so it is ${failed ? "withheld" : "given"}` : "no limit";
     input.setAttribute("aria-valuetext", meaning);
   }
   return { element, show };

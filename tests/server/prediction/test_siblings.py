@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import DisconnectedError, ServerError
 from blora.server.prediction import predictor
 from blora.server.prediction.decisions import answering
@@ -159,7 +160,15 @@ async def promised(server: Running) -> list[float]:
     return [await server.metric("blora_promised_answers_total", requested=requested) for requested in ("true", "false")]
 
 
-async def test_a_batch_that_nobody_got_waits_for_no_outcome_and_takes_no_place_of_the_next_one() -> None:
+async def test_a_batch_that_nobody_got_waits_for_no_outcome_and_takes_no_place_of_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, answered = list[Any](), predictor.answered
+
+    def answering_and_telling(*args: Any, **named: Any) -> Any:
+        made.append(answered(*args, **named))
+        return made[-1]
+
     batch = {"inputs": [{"prompt": "p=0.95 one"}, {"prompt": "p=0.95 two"}]}
     engine = FakeEngine(handles=(PROMISED,))
     async with running(engine, max_batch_tokens=8) as server:  # so that each input is a pass of its own
@@ -171,10 +180,11 @@ async def test_a_batch_that_nobody_got_waits_for_no_outcome_and_takes_no_place_o
             return await real(*args)
 
         server.app.state.service._batcher._run = run
+        monkeypatch.setattr(predictor, "answered", answering_and_telling)
         leaving = Caller(server, batch)
         ends[0].set()
         async with asyncio.timeout(5):
-            while await server.metric("blora_request_seconds_count") < 1:
+            while not made:
                 await asyncio.sleep(0)
         leaving.hang_up()
         await leaving.call
@@ -182,9 +192,37 @@ async def test_a_batch_that_nobody_got_waits_for_no_outcome_and_takes_no_place_o
         assert await promised(server) == [0, 0]
         assert await server.metric("blora_requests_total", adapter="triage", outcome="disconnected") == 2
         assert await server.metric("blora_requests_total", adapter="triage", outcome="answered") == 0
+        assert await server.metric("blora_request_seconds_count") == 2
         server.app.state.service._batcher._run = real
         await server.client.post("/v1/predict", json=batch)
         assert await promised(server) == [2, 0]
+
+
+async def test_an_answer_that_cannot_be_recorded_counts_as_an_error_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = [choice(*CHOICES, name="queue")] * 3
+    async with running(typed()) as server:
+        feedback = server.app.state.service.predictor().feedback
+        real, calls = feedback.predicted, list[str]()
+
+        def failing(_: AdapterHandle, prediction_id: str, *rest: Any, **named: Any) -> Any:
+            calls.append(prediction_id)
+            if len(calls) % 2 == 0:
+                raise RuntimeError("no room")
+            return real(_, prediction_id, *rest, **named)
+
+        monkeypatch.setattr(feedback, "predicted", failing)
+        body = {"model": "triage", "input": "x", "questions": questions}
+        assert (await server.client.post("/v1/decisions", json=body)).status_code == 500
+        counts = [
+            await server.metric("blora_requests_total", adapter="triage", outcome=outcome)
+            for outcome in ("answered", "internal_error", "sibling_failed")
+        ]
+        assert counts == [1, 2, 0]
+        for status, answered, failed in ((200, 2, 2), (500, 2, 3)):
+            alone = await server.client.post("/v1/predict", json={"prompt": "x", "adapter": "triage"})
+            assert alone.status_code == status
+            assert await server.metric("blora_requests_total", adapter="triage", outcome="answered") == answered
+            assert await server.metric("blora_requests_total", adapter="triage", outcome="internal_error") == failed
 
 
 async def test_of_several_inputs_about_one_text_the_outcome_of_one_is_requested() -> None:

@@ -71,6 +71,7 @@ async def test_answers_of_the_parts_before_a_failure_count_as_given_to_nobody(se
     assert counts == {"answered": 0, "model_failure": 1}
     assert await server.metric("blora_requests_total", adapter="open", outcome="sibling_failed") == 40
     assert await server.metric("blora_samples_per_request_count") == 0
+    assert await server.metric("blora_request_seconds_count") == 1
 
 
 async def test_after_an_error_no_further_question_is_asked(server: Running) -> None:

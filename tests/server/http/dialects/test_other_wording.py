@@ -120,6 +120,25 @@ async def test_a_chat_with_others_than_users_is_answered_under_thresholds_of_the
     assert answer.get("warnings", []) == ([] if proved else ["other_input"])
 
 
+@pytest.mark.parametrize(
+    "worded",
+    [
+        {"instructions": OTHERWISE},
+        {"choices": [{"value": value, "description": "anything"} for value in CHOICES]},
+    ],
+    ids=lambda worded: "".join(worded),
+)
+async def test_a_chat_is_refused_however_its_question_is_worded(worded: dict[str, Any]) -> None:
+    items, _ = CHATS["a developer and a user"]
+    body = {"model": "triage", "input": items, "questions": [choice(*CHOICES, name="queue") | worded]}
+    async with running(calibrated()) as server:
+        response = await server.client.post("/v1/decisions", json=body)
+        as_text = await server.client.post("/v1/decisions", json=body | {"input": "p=0.99 x"})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (422, "not_calibrated", "input")
+    assert (as_text.status_code, as_text.json()["answers"][0]["calibrated"]) == (200, False)
+
+
 async def test_a_models_only_adapter_without_fixed_choices_answers_other_questions() -> None:
     below = handle("desk.any", digest(3))
     async with running(
