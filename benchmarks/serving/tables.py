@@ -63,13 +63,15 @@ def _times(milliseconds: dict[str, float], ratios: dict[str, dict[str, float]], 
 def agreement(result: Result) -> str:
     """Return the table of how often the cheap answer is the same answer."""
     answers = result["answers"]
-    header = ["", "decides as 64 draws do", "largest difference of a probability: mean", "99 %", "answered", "NLL"]
+    header = ["", "decides as 64 draws do", "largest difference of a probability: mean", "99 %", "answered"]
+    header += ["accuracy", "NLL"]
     table = [
         [
             label,
             f"{agreed:.1%}",
             *(f"{answers['distance_64'][name][key]:.4f}" for key in ("mean", "p99")),
             f"{answers['answered'][name]:.1%}",
+            f"{answers['accuracy'][name]:.3f}",
             f"{answers['nll'][name]:.4f}",
         ]
         for label, name, agreed in (
