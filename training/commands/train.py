@@ -53,8 +53,8 @@ def _parser() -> ArgumentParser:
     data.add_argument(
         "--train-examples",
         type=positive,
-        help="number of rows to train on, drawn at random, or from the top if --validation is given (default: nine "
-        "tenths, or all if --validation is given)",
+        help="number of rows to train on, drawn at random, or from the top if --validation is given (default: the "
+        "rows that --validation-examples leaves, nine tenths without it, or all if --validation is given)",
     )
     data.add_argument(
         "--validation-examples",

@@ -242,7 +242,7 @@ def split_examples(
 
     Args:
         examples: two or more examples.
-        n_train: number of examples to train on; None for nine tenths.
+        n_train: number of examples to train on; None for all others, or for nine tenths if `n_validation` is None too.
         n_validation: number of examples to validate on; None for all others.
         seed: seed of the random order.
 
@@ -250,7 +250,8 @@ def split_examples(
         DataError: if there are too few examples for the two parts.
     """
     total = len(examples.examples)
-    n_train = n_train if n_train is not None else total * 9 // 10
+    if n_train is None:
+        n_train = total * 9 // 10 if n_validation is None else total - n_validation
     most = n_validation if n_validation is not None else total
     n_validation = n_validation if n_validation is not None else total - n_train
     train: list[Example] = []

@@ -235,7 +235,15 @@ def wheres(examples: ExampleSet) -> list[str]:
 
 @pytest.mark.parametrize(
     ("n_train", "n_validation", "sizes"),
-    [(None, None, (18, 2)), (5, None, (5, 15)), (None, 2, (18, 2)), (7, 4, (7, 4)), (1, 1, (1, 1)), (10, 10, (10, 10))],
+    [
+        (None, None, (18, 2)),
+        (5, None, (5, 15)),
+        (None, 1, (19, 1)),
+        (None, 6, (14, 6)),
+        (7, 4, (7, 4)),
+        (1, 1, (1, 1)),
+        (10, 10, (10, 10)),
+    ],
 )
 def test_a_split_is_disjoint(
     twenty: ExampleSet, n_train: int | None, n_validation: int | None, sizes: tuple[int, int]
@@ -257,7 +265,7 @@ def test_fewer_validation_rows_leave_the_training_rows_as_they_are(twenty: Examp
 
 
 @pytest.mark.parametrize(
-    ("n_train", "n_validation"), [(20, None), (16, 5), (0, None), (-1, 5), (5, 0), (5, -1), (21, None), (None, 3)]
+    ("n_train", "n_validation"), [(20, None), (16, 5), (0, None), (-1, 5), (5, 0), (5, -1), (21, None), (None, 20)]
 )
 def test_a_split_into_too_many_or_no_rows_is_refused(
     twenty: ExampleSet, n_train: int | None, n_validation: int | None
