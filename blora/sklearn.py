@@ -9,6 +9,7 @@ Needs `pip install '.[sklearn]'` in a checkout. Unlike the rest of blora it is n
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from os import getpid
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -226,7 +227,7 @@ class BloraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     def _temporary_folder(self) -> Path:
         """Return a new folder's path, which is removed with the classifier."""
         outer = mkdtemp(prefix="blora-")
-        finalize(self, rmtree, outer, ignore_errors=True)
+        finalize(self, _remove, outer, getpid())
         return Path(outer) / "adapter"
 
     def _names(self, classes: Any) -> list[str]:
@@ -280,3 +281,9 @@ def _labels(y: Any) -> Any:
 def _is_missing(label: object) -> bool:
     """Return whether a label is None, NaN, or the NA of pandas, which need not be installed."""
     return label is None or (isinstance(label, Real) and label != label) or type(label).__name__ == "NAType"
+
+
+def _remove(folder: str, owner: int) -> None:
+    """Remove a folder, but not at the end of a process that was forked from its owner."""
+    if getpid() == owner:
+        rmtree(folder, ignore_errors=True)

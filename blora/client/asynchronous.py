@@ -25,6 +25,7 @@ from blora.client.exchange import (
     question,
     questions,
     read_answer,
+    with_fields,
 )
 from blora.client.policies import AbstainPolicy
 from blora.client.reading import Reader
@@ -164,7 +165,7 @@ class AsyncClient:
                 so that a slow source delays neither questions in flight nor their deadlines.
             max_in_flight: most questions in flight.
             deadline_s: seconds for each question from the time it is sent.
-            fields: fields of all questions, as for `predict`; the fields of a body take precedence.
+            fields: fields of all questions, as for `predict`; those of a body take precedence unless they are None.
 
         Raises:
             ConfigError: if `asked` is a single text or body, or a data frame, or the deadline is negative or NaN.
@@ -248,7 +249,7 @@ class AsyncClient:
         if isinstance(asked, ClientError):
             return asked
         try:
-            form = {**fields, **asked} if isinstance(asked, Mapping) else question(asked, fields)
+            form = with_fields(asked, fields) if isinstance(asked, Mapping) else question(asked, fields)
             return await self._ask(form, deadline_s)
         except ClientError as failure:
             return failure

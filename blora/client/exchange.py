@@ -34,6 +34,7 @@ __all__ = [
     "question",
     "questions",
     "read_answer",
+    "with_fields",
 ]
 
 # Statuses of a request that got no answer this time: its body was slow, or the server or a proxy was.
@@ -116,6 +117,12 @@ def question(asked: str | Messages, fields: Mapping[str, Any]) -> dict[str, Any]
     """
     form = {"prompt": asked} if isinstance(asked, str) else {"messages": _messages(asked)}
     return form | {name: value for name, value in fields.items() if value is not None}
+
+
+def with_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of a request with further fields where it has none, or None, as of an empty cell."""
+    own = {name: value for name, value in body.items() if value is not None}
+    return {name: value for name, value in {**fields, **own}.items() if value is not None}
 
 
 def questions(asked: Iterable[T], max_in_flight: int) -> Iterator[T | ClientError]:

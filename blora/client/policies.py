@@ -38,6 +38,10 @@ class AbstainPolicy(ABC):
     def __and__(self, other: "AbstainPolicy") -> "AbstainPolicy":
         return _Both(self, other)
 
+    def __bool__(self) -> bool:
+        """Raise TypeError, because `a or b` would be `a` alone."""
+        raise TypeError("got a policy as a truth value, expected a combination by | or &: write a | b or a & b")
+
 
 class _Beyond(AbstainPolicy):
     """Base of conditions that hold if any score is less certain than its threshold, a field of the score's name."""

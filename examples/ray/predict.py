@@ -29,6 +29,8 @@ class Engine:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answers the rows of a batch, all at once: rows of like length share a forward pass."""
+        if taken := sorted({*COLUMNS, "prediction", "error"} & set(batch.column_names)):
+            raise ValueError(f"got the columns {', '.join(taken)}, expected others beside the answers': rename them")
         prompts = [prompt or "" for prompt in batch["prompt"].to_pylist()]
         outcomes = self._model.predict(prompts, errors="return")
         predictions = [outcome if isinstance(outcome, Prediction) else None for outcome in outcomes]

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from blora.errors import BaseModelError, ConfigError
 from blora.server.batch.rows import QuestionRow
 from blora.server.engines.protocol import Engine
-from blora.server.errors import InvalidRequestError, ServerError
+from blora.server.errors import CODES, InvalidRequestError, ServerError
 from blora.server.monitoring.recent_texts import AskedText
 from blora.server.prediction.predictor import asked_text
 from blora.server.prediction.service import Service
@@ -45,10 +45,14 @@ PATIENT = {
 }
 # Rows in progress: enough to fill batches of rows of similar length.
 AHEAD = 512
+# Failures in succession that end a run: so many are the machine's, as for lack of memory, and not the rows'.
+MOST_FAILURES = 32
 
 
 def rows_done(output: Path) -> int:
-    """Return the number of rows in a file of answers, after removing an incomplete last line.
+    """Return the number of rows in a file of answers that need not be asked again.
+
+    An incomplete last line is removed, and so are the last rows, if the model or the machine failed on them.
 
     Raises:
         ConfigError: if the file is not a file of answers.
@@ -56,7 +60,7 @@ def rows_done(output: Path) -> int:
     if not output.exists():
         return 0
     with output.open("rb+") as file:
-        n_rows, whole = 0, 0
+        n_rows, whole, kept = 0, 0, (0, 0)
         for line in file:
             if not line.endswith(b"\n"):
                 break
@@ -66,8 +70,10 @@ def rows_done(output: Path) -> int:
                     "answers or no file: name another"
                 )
             n_rows, whole = n_rows + 1, whole + len(line)
-        file.truncate(whole)
-    return n_rows
+            if not _is_failure(line):
+                kept = n_rows, whole
+        file.truncate(kept[1])
+    return kept[0]
 
 
 def patient(**given: Any) -> Settings:
@@ -141,9 +147,9 @@ async def answer_file(
 
     Raises:
         ConfigError: if loading fails, or the output is not a file of answers.
-        BaseModelError: if the device computes nothing any more.
+        BaseModelError: if the device computes nothing any more, or the model fails on many rows in succession.
     """
-    first = rows_done(output)
+    first, n_failures = rows_done(output), 0
     done(first)
     async with _serving(settings, engine) as service:
         await _count(service, output, islice(questions, first), fields)
@@ -159,14 +165,32 @@ async def answer_file(
                     )
                     if not pending:
                         return first
-                    file.write(await pending.popleft())
+                    line = await pending.popleft()
+                    file.write(line)
                     file.flush()
                     first += 1
                     done(1)
+                    n_failures = n_failures + 1 if _is_failure(line.encode(errors="backslashreplace")) else 0
+                    if n_failures == MOST_FAILURES:
+                        raise _failing(json.loads(line)["error"])
         finally:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
+
+
+def _is_failure(line: bytes) -> bool:
+    """Return whether a line of a file of answers has an error of the model or the machine, and not of its row."""
+    found = json.loads(line).get("error") if b'"error": {' in line else None
+    code = CODES.get(found["code"]) if found is not None else None
+    return code is not None and code.status >= 500
+
+
+def _failing(error: dict[str, str]) -> BaseModelError:
+    return BaseModelError(
+        f"got {MOST_FAILURES} failures in succession ({error['code']}: {error['message']}), expected answers: look at "
+        "the log, and give the same command again, which asks these rows anew; the answers so far stay"
+    )
 
 
 async def _count(service: Service, output: Path, questions: Iterator[QuestionRow], fields: Mapping[str, Any]) -> None:

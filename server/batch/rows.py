@@ -13,11 +13,14 @@ from blora.server.errors import InvalidRequestError
 
 __all__ = ["QuestionRow", "question_of", "read_questions"]
 
-# Columns of a row that become fields of the request; other columns are ignored. Training calls a prompt `question`.
+# Columns of a row that become fields of the request; other columns are ignored, but for the policy of a logged request,
+# without which withheld answers would go out. Training calls a prompt `question`.
 ASKED = ("prompt", "messages", "choices")
 READ = (*QUESTION_COLUMNS, "choices", "id")
 MESSAGES = {
     "invalid_json": "This line is not JSON ({0}): write one JSON object per line.",
+    "policy": "got a policy in a row, expected one for all rows: leave it out of the row, and give it for the run, as "
+    "--min-confidence and the like, or policy= in Python",
     "conflict": "got question and {0}, expected one of them: remove the other, or say with --columns prompt=NAME which "
     "column holds the question",
     "invalid_length": "got {0} cells, expected the header's {1}: put double quotes around cells that contain a comma",
@@ -70,6 +73,8 @@ def question_of(row: object) -> QuestionRow:
         return _unusable(f"got {type(row).__name__}, expected a JSON object", code="invalid_type")
     if not set(QUESTION_COLUMNS) & set(row):
         return _unusable(no_question(row), code="missing", own=row.get("id"))
+    if isinstance(row.get("policy"), Mapping):
+        return _unusable(MESSAGES["policy"], code="conflict", own=row.get("id"))
     found = typed({name: row[name] for name in ASKED if name in row})
     if row.get("question") not in (None, ""):
         if others := {"prompt", "messages"} & found.keys():

@@ -23,6 +23,8 @@ from blora.questions.tables import read_rows
 from blora.server.names import name_from
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from blora.server.batch.rows import QuestionRow
 
 __all__ = ["SUMMARY", "main"]
@@ -36,8 +38,9 @@ def _parser() -> ArgumentParser:
         "blora predict",
         description=f"{SUMMARY}: writes one line of JSON for each row, with `prediction` or `error`. An interrupted "
         "run continues when the same command is given again.",
-        epilog=f"Exit code: 0 if every row has a prediction, {INCOMPLETE} if some have errors, 1 if the run failed, 2 "
-        "if the command is wrong.",
+        epilog=f"Exit code: 0 if every row has a prediction, withheld or not, {INCOMPLETE} if some have errors, 1 if "
+        "the run failed, 2 if the command is wrong. The same command asks again the last rows, if the model failed on "
+        "them.",
         formatter_class=CommandHelp,
     )
     parser.add_argument(
@@ -92,7 +95,7 @@ def main(argv: list[str]) -> int:
     try:
         PredictRequest.model_validate({"prompt": "?", **fields})
     except ValidationError as exc:
-        raise ConfigError(exc.errors(include_url=False)[0]["msg"]) from exc
+        raise ConfigError(_wrong_flag(exc)) from exc
     settings = patient(
         base_model=arguments.base_model,
         device=arguments.device,
@@ -108,8 +111,11 @@ def main(argv: list[str]) -> int:
                     settings, TorchEngine(settings), questions, arguments.output, fields=fields, done=progress.update
                 )
             )
-        n_errors, errors = _errors(arguments.output, arguments.input)
-    print(f"{arguments.output} has the answers to {n_rows - n_errors} of {n_rows} rows, and errors for {n_errors}")
+        n_withheld, n_errors, errors = _summed_up(arguments.output, arguments.input)
+    print(
+        f"{arguments.output}: {n_rows - n_withheld - n_errors} of {n_rows} rows answered, {n_withheld} withheld, "
+        f"{n_errors} errors"
+    )
     print(*errors, sep="\n", end="\n" if errors else "")
     if drifts:
         print(
@@ -138,9 +144,9 @@ def _drifts() -> Iterator[list[logging.LogRecord]]:
         log.removeFilter(is_other)
 
 
-def _errors(output: Path, questions: Path) -> tuple[int, list[str]]:
-    """Return the number of errors in a file of answers, and a line for each code with its number and first message."""
-    numbers: Counter[str] = Counter()
+def _summed_up(output: Path, questions: Path) -> tuple[int, int, list[str]]:
+    """Return the numbers of withheld answers and of errors, and a line for each error code."""
+    n_withheld, numbers = 0, Counter[str]()
     firsts: dict[str, tuple[int, str]] = {}
     with output.open(encoding="utf-8") as lines:
         for answer in map(json.loads, lines):
@@ -148,9 +154,15 @@ def _errors(output: Path, questions: Path) -> tuple[int, list[str]]:
                 code, param, message = (answer["error"][name] for name in ("code", "param", "message"))
                 numbers[code] += 1
                 firsts.setdefault(code, (answer["row"], f"{param}: {message}" if param else message))
+            else:
+                n_withheld += answer["prediction"]["abstained"]
     places = _places(questions, {row for row, _ in firsts.values()})
     told = ((n, code, *firsts[code]) for code, n in numbers.most_common())
-    return numbers.total(), [f"  {n} {code}, first in {places[row]}: {message}" for n, code, row, message in told]
+    return (
+        n_withheld,
+        numbers.total(),
+        [f"  {n} {code}, first in {places[row]}: {message}" for n, code, row, message in told],
+    )
 
 
 def _places(questions: Path, rows: Collection[int]) -> dict[int, str]:
@@ -164,6 +176,13 @@ def _fields(arguments: Namespace) -> dict[str, Any]:
     policy = read_policy(arguments)
     found: dict[str, Any] = {"policy": policy} if policy else {}
     return found | ({"n_samples": arguments.n_samples} if arguments.n_samples is not None else {})
+
+
+def _wrong_flag(error: "ValidationError") -> str:
+    """Return the message for the first wrong field of all requests, with the flag that gives it."""
+    first = error.errors(include_url=False)[0]
+    field = str(first["loc"][-1])
+    return f"got --{field.replace('_', '-')} {first['input']}, expected another value: {first['msg']}"
 
 
 def _name(arguments: Namespace) -> str:
@@ -199,16 +218,28 @@ def _claimed(arguments: Namespace, fields: dict[str, Any]) -> Iterator[None]:
             "such as answers.jsonl"
         )
     note = output.with_name(f"{output.name}.run.json")
-    if output.exists() and not note.is_file():
+    if _has_lines(output) and not note.is_file():
         raise _begun_differently(output, arguments.dtype)
     with note.open("a") as record:
         _lock(record, output)
         about = _about(arguments, fields)
-        if not output.exists():
+        if not _has_lines(output):
             note.write_text(json.dumps(about) + "\n")
-        elif json.loads(note.read_text() or "null") != about:
+        elif _noted(note) != about:
             raise _begun_differently(output, arguments.dtype)
         yield
+
+
+def _has_lines(output: Path) -> bool:
+    return output.exists() and output.stat().st_size > 0
+
+
+def _noted(note: Path) -> object:
+    """Return what a run noted about itself; None if nothing can be read, as after a power failure."""
+    try:
+        return json.loads(note.read_text())
+    except ValueError:
+        return None
 
 
 def _lock(record: IO[str], output: Path) -> None:

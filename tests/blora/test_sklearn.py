@@ -2,7 +2,10 @@
 
 import gc
 import json
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -272,6 +275,19 @@ def test_white_space_at_the_ends_of_labels_does_not_count(base: str, data: tuple
         classifier.predict_or_abstain(data[0][:80])
     classifier.set_params(policy={"min_confidence": 0.1})
     assert set(classifier.predict_or_abstain(data[0][:80])) <= set(labels)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_the_end_of_a_forked_process_leaves_the_adapters_folder(fitted: BloraClassifier) -> None:
+    copy = pickle.loads(pickle.dumps(fitted))
+    folder = Path(copy.adapter_path_)
+    code = "import os, pickle, sys; copy = pickle.load(sys.stdin.buffer); child = os.fork(); child and os.wait(); "
+    code += "child or sys.exit(0); print(os.path.isdir(copy.adapter_path_))"
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(fitted), capture_output=True, timeout=120)
+    assert done.stdout.decode().strip() == "True", done.stderr.decode()
+    del copy
+    gc.collect()
+    assert not folder.exists()
 
 
 def test_a_copy_by_pickle_answers_the_same(fitted: BloraClassifier, data: tuple[list[str], list[str]]) -> None:

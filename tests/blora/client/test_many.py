@@ -52,6 +52,22 @@ async def test_many_questions_keep_their_order_and_a_bad_one_its_place() -> None
     assert ids == [f"{k}/{5 if k == 3 else 1}" for k in range(40) if k != 7]
 
 
+async def test_an_empty_cell_of_a_body_takes_no_field_of_the_call_away() -> None:
+    script, seen = in_turn(*[httpx.Response(200, json=body())] * 2)
+    policy, other = {"min_confidence": 0.9}, {"min_confidence": 0.5}
+    async with client_of(script) as client:
+        await client.predict_many(
+            [{"prompt": "a", "policy": None, "choices": None}, {"prompt": "b", "policy": other}],
+            max_in_flight=1,
+            policy=policy,
+            seed=None,
+        )
+    assert [json.loads(request.content) for request in seen] == [
+        {"prompt": "a", "policy": policy},
+        {"prompt": "b", "policy": other},
+    ]
+
+
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 async def test_a_data_frame_is_refused_and_its_rows_are_answered(library: str) -> None:
     frame = pytest.importorskip(library).DataFrame({"prompt": ["refund", "log in"]})

@@ -16,6 +16,13 @@ from tests.blora.client.predictions import prediction, withheld
 SURE, SPLIT = AbstainBelow(0.8), AbstainAbove(mutual_information=0.1)
 
 
+@pytest.mark.parametrize("policy", [SURE, SPLIT, SURE | SPLIT, SURE & SPLIT])
+def test_a_policy_is_no_truth_value_so_that_or_loses_no_condition(policy: AbstainPolicy) -> None:
+    for combine in (lambda: policy or SPLIT, lambda: policy and SPLIT, lambda: not policy):
+        with pytest.raises(TypeError, match=r"got a policy as a truth value, expected a combination by \| or &"):
+            combine()
+
+
 @pytest.mark.parametrize(
     ("policy", "fields", "expected"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from blora.errors import AdapterError, BaseModelError, ConfigError
-from blora.server.batch.offline import AHEAD, answer_file, patient, rows_done
+from blora.server.batch.offline import AHEAD, MOST_FAILURES, answer_file, patient, rows_done
 from blora.server.batch.rows import QuestionRow
 from blora.server.engines.protocol import Job, Outcome
 from blora.server.errors import InvalidRequestError
@@ -179,6 +179,41 @@ async def test_a_device_that_is_lost_ends_the_run_and_leaves_its_rows_to_the_nex
     gc.collect()  # of tasks whose exception nobody asked for, asyncio tells when they are freed
     assert [record for record in caplog.records if record.name == "asyncio"] == []
     assert await answer(output, questions(5)) == 5
+    assert all("prediction" in row for row in rows(output))
+
+
+class Failing(FakeEngine):
+    """An engine without memory for a pass."""
+
+    async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
+        raise MemoryError
+
+
+async def test_rows_at_the_end_on_which_the_model_failed_are_asked_again(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert await answer_file(SETTINGS, FakeEngine(), questions(2), output, fields={}) == 2
+    assert await answer_file(SETTINGS, Failing(), questions(5), output, fields={}) == 5
+    assert [row.get("error", {}).get("code") for row in rows(output)] == [None, None, *["model_failure"] * 3]
+    asked: list[int] = []
+    assert await answer_file(SETTINGS, FakeEngine(), questions(5), output, fields={}, done=asked.append) == 5
+    assert asked == [2, 1, 1, 1]
+    assert [(row["row"], "prediction" in row) for row in rows(output)] == [(k, True) for k in range(5)]
+
+
+async def test_a_bad_row_at_the_end_is_not_asked_again(tmp_path: Path) -> None:
+    output, bad = tmp_path / "out", QuestionRow({"prompt": "UNPACKABLE"})
+    await answer(output, [bad])
+    before = output.read_bytes()
+    await answer(output, [bad])
+    assert output.read_bytes() == before
+
+
+async def test_many_failures_in_succession_end_the_run(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(BaseModelError, match=f"got {MOST_FAILURES} failures in succession .model_failure: The model"):
+        await answer_file(SETTINGS, Failing(), questions(600), output, fields={})
+    assert len(rows(output)) == MOST_FAILURES
+    assert await answer_file(SETTINGS, FakeEngine(), questions(600), output, fields={}) == 600
     assert all("prediction" in row for row in rows(output))
 
 

@@ -43,6 +43,18 @@ def test_json_lines(tmp_path: Path) -> None:
     assert str(nonsense.error).startswith("This line is not JSON (Expecting value")
 
 
+def test_the_policy_of_a_logged_request_is_not_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    logged = {"prompt": "x", "id": 7, "policy": {"min_confidence": 0.99}}
+    insured = {"prompt": "x", "policy": "P-4711", "seed": 1}
+    file.write_text("".join(json.dumps(row) + "\n" for row in (logged, insured, insured | {"policy": None})))
+    refused, *read = read_questions(file)
+    assert refused.error is not None
+    assert (refused.id, refused.asked, refused.error.code) == (7, {}, "conflict")
+    assert str(refused.error).startswith("got a policy in a row, expected one for all rows: leave it out of the row")
+    assert [(row.asked, row.error) for row in read] == [({"prompt": "x"}, None)] * 2
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
 def test_a_row_has_one_question(tmp_path: Path, name: str) -> None:
     file = tmp_path / name

@@ -61,7 +61,7 @@ def test_a_run_that_is_killed_twice_has_each_row_once(
         n_rows.append(output.read_bytes().count(b"\n"))
     assert 500 <= n_rows[0] < n_rows[1] < N_ROWS
     assert main(flags_of(folder, output, questions=folder / "rows.jsonl")) == 0
-    assert capsys.readouterr().out == f"{output} has the answers to {N_ROWS} of {N_ROWS} rows, and errors for 0\n"
+    assert capsys.readouterr().out == f"{output}: {N_ROWS} of {N_ROWS} rows answered, 0 withheld, 0 errors\n"
     found = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["row"], row["id"]) for row in found] == [(k, f"t-{k}") for k in range(N_ROWS)]
     assert all({entry["choice"] for entry in row["prediction"]["probabilities"]} == set(CHOICES) for row in found)
@@ -104,8 +104,10 @@ def test_a_drift_is_told_in_a_sentence_at_the_end(tmp_path: Path) -> None:
             output.write_bytes(b"".join(output.read_bytes().splitlines(keepends=True)[:kept]))
         done = subprocess.run([*arguments, "--name", "mine"], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
+        answers = [json.loads(line)["prediction"] for line in output.read_text().splitlines()]
+        withheld = sum(answer["abstained"] for answer in answers)
         assert done.stdout.splitlines() == [
-            f"{output} has the answers to 100 of 100 rows, and errors for 0",
+            f"{output}: {100 - withheld} of 100 rows answered, {withheld} withheld, 0 errors",
             "Adapter mine: more of these questions are unfamiliar than its calibration allows, so that its guarantee does "
             "not hold for them: look at the rows with the lowest familiarity",
         ]
@@ -125,6 +127,30 @@ def test_another_run_does_not_go_on_with_it(
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith(f"blora predict: got {output}, which was made with other questions,")
     assert output.read_bytes() == before
+
+
+def test_withheld_answers_are_counted_apart(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out.jsonl"
+    assert main(flags_of(folder, output, "--min-confidence", "1")) == 0
+    assert capsys.readouterr().out == f"{output}: 0 of {N_FEW} rows answered, {N_FEW} withheld, 0 errors\n"
+
+
+def test_an_empty_output_is_none(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    output.touch()
+    assert main(flags_of(folder, output)) == 0
+    assert output.read_bytes().count(b"\n") == N_FEW
+
+
+def test_a_record_that_was_cut_off_is_of_another_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.jsonl"
+    assert main(flags_of(folder, output)) == 0
+    note = output.with_name(f"{output.name}.run.json")
+    note.write_bytes(note.read_bytes()[:20])
+    assert main(flags_of(folder, output)) == 1
+    assert f"got {output}, which was made with other questions" in capsys.readouterr().err
 
 
 def test_a_run_does_not_go_on_with_questions_that_were_changed(folder: Path, tmp_path: Path) -> None:
@@ -157,7 +183,10 @@ def test_a_run_does_not_go_on_in_another_dtype_that_auto_means_elsewhere(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--min-confidence", "2"), "blora predict: Input should be less than or equal to 1"),
+        (
+            ("--min-confidence", "2"),
+            "blora predict: got --min-confidence 2.0, expected another value: Input should be less than or equal to 1",
+        ),
         (("--max-batch-tokens", "0"), "blora predict: --max-batch-tokens: Input should be greater than or equal to 1"),
         (("--target-risk", "0.1"), None),
         (("--adapter", "/no/where"), "blora predict: got adapter /no/where, expected an existing directory"),
@@ -171,7 +200,7 @@ def test_what_makes_no_sense_is_told(
     if message is None:  # every row says why
         assert code == 3
         summary, why = told.out.splitlines()
-        assert summary.endswith(f"the answers to 0 of {N_FEW} rows, and errors for {N_FEW}")
+        assert summary.endswith(f": 0 of {N_FEW} rows answered, 0 withheld, {N_FEW} errors")
         first = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
         assert first["error"]["code"] == "not_calibrated"
         assert why == (
@@ -191,7 +220,7 @@ def test_the_adapter_has_the_name_that_is_given_and_bad_lines_their_errors(
     questions.write_text('{"prompt": "x", "id": 7}\n\nnonsense\n{"label": 1}\n[\n')
     code = main(flags_of(folder, output, "--name", "mine", questions=questions))
     summary, *why = capsys.readouterr().out.splitlines()
-    assert (code, summary) == (3, f"{output} has the answers to 1 of 4 rows, and errors for 3")
+    assert (code, summary) == (3, f"{output}: 1 of 4 rows answered, 0 withheld, 3 errors")
     good, bad, empty, _ = map(json.loads, output.read_text().splitlines())
     assert why == [
         f"  2 invalid_json, first in {questions}:3: {bad['error']['message']}",
