@@ -13,7 +13,7 @@ import httpx
 
 from blora.client.answers import Answer, Outcome, Prediction
 from blora.client.connections import Connections
-from blora.client.environment import certificates, through_proxies
+from blora.client.environment import certificates, through_proxies, tls_fault
 from blora.client.errors import ClientError, DeadlineError, MalformedAnswerError, RefusedError, UnreachableError
 from blora.client.exchange import (
     Messages,
@@ -307,6 +307,8 @@ class AsyncClient:
                 "address and API key"
             ) from None
         except httpx.RequestError as exc:
+            if (fault := tls_fault(exc)) is not None:
+                raise RefusedError(f"{self._url} {fault}") from exc
             raise UnreachableError(
                 f"{self._url} cannot be reached, or closed the connection ({type(exc).__name__}: {exc}): "
                 "check the address, and that the server runs"

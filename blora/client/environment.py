@@ -9,9 +9,11 @@ import httpx
 
 from blora.errors import ConfigError
 
-__all__ = ["certificates", "through_proxies"]
+__all__ = ["certificates", "through_proxies", "tls_fault"]
 
 T = TypeVar("T")
+# OpenSSL's reasons for an error, by its version, where the other side answers without TLS.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -31,6 +33,20 @@ def certificates() -> ssl.SSLContext:
             f"got {source} ({exc}), expected PEM certificates that can be read (SSLKEYLOGFILE: a file that can be "
             "written): correct or unset the variable"
         ) from exc
+
+
+def tls_fault(error: BaseException | None) -> str | None:
+    """Return why no further try will set up TLS, if that is the cause of an error, and what to do; None if not."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return (
+                f"has a certificate that is not trusted ({error.verify_message}): name its authority's certificate in "
+                "SSL_CERT_FILE, or correct the address"
+            )
+        if isinstance(error, ssl.SSLError) and getattr(error, "reason", None) in _NO_TLS:
+            return "does not speak TLS at this port: give an address with http://, or the port of its TLS"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def through_proxies(opened: Callable[[], T]) -> T:

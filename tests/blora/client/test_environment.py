@@ -1,15 +1,20 @@
 """Proxies and certificates that environment variables name."""
 
+import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from blora import cli
 from blora.client.asynchronous import AsyncClient
-from blora.client.environment import through_proxies
+from blora.client.environment import through_proxies, tls_fault
+from blora.client.errors import RefusedError
 from blora.client.synchronous import Client
 from blora.errors import ConfigError
+from tests.blora.client.serving import serving
 
 
 def refusing() -> None:
@@ -68,3 +73,40 @@ def test_a_command_gives_one_line(
     assert cli.main(command) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert "HTTP_PROXY" in line
+
+
+def test_a_server_without_tls_behind_an_https_address_is_told_at_once() -> None:
+    began = time.monotonic()
+    with serving() as server, pytest.raises(RefusedError) as info, Client(f"https://{server.url[7:]}") as client:
+        client.predict("why?")
+    assert str(info.value).endswith(
+        " does not speak TLS at this port: give an address with http://, or the port of its TLS"
+    )
+    assert time.monotonic() - began < 10  # of a deadline of 30 s
+
+
+def test_a_certificate_that_is_not_trusted_is_told_at_once() -> None:
+    tries = []
+
+    def script(request: httpx.Request) -> httpx.Response:
+        tries.append(request)
+        try:
+            error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+            error.verify_message = "self-signed certificate"
+            raise error
+        except ssl.SSLError as exc:
+            raise httpx.ConnectError(str(exc)) from exc
+
+    with Client("https://test", transport=httpx.MockTransport(script)) as client, pytest.raises(RefusedError) as info:
+        client.predict("why?")
+    assert (
+        "has a certificate that is not trusted (self-signed certificate): name its authority's certificate in"
+        in str(info.value)
+    )
+    assert len(tries) == 1
+
+
+def test_a_connection_that_ends_within_the_handshake_is_no_fault_of_tls() -> None:
+    ended = httpx.ConnectError("ended")
+    ended.__cause__ = ssl.SSLEOFError(8, "EOF occurred in violation of protocol")
+    assert tls_fault(ended) is None
