@@ -12,6 +12,7 @@ from blora.decision.temperature import FEW_ROWS
 __all__ = [
     "CLOSE",
     "warn_of_few_rows",
+    "warn_of_left_out",
     "warn_of_odd_labels",
     "warn_of_two_labels",
     "warn_of_unseen_choices",
@@ -36,6 +37,14 @@ def warn_of_few_rows(n_rows: int, n_recalibrating: int) -> None:
             "several hundred",
             *(n_rows, weak, FEW_ROWS),
         )
+
+
+def warn_of_left_out(n_left_out: int, n_requests: int, name: str) -> None:
+    """Log a warning that some rows are requests without the question of the adapter."""
+    logger.warning(
+        "%d of %d requests have no question named %r and are left out: what is measured is of the others alone",
+        *(n_left_out, n_requests, name),
+    )
 
 
 def warn_of_odd_labels(labels: Iterable[str]) -> None:

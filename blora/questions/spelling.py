@@ -9,6 +9,11 @@ __all__ = ["half_pair", "plain", "seen"]
 # Zero-width characters that never change how a text looks. Those in _ENDS can, by joining or reordering letters, except
 # at the ends of a text.
 _NO_WIDTH = "\u00ad\u200b\u2060\ufeff"
+# Characters that Unicode lets a renderer ignore: joiners, marks of direction, variation selectors, tags and the like.
+_IGNORED = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
+)
 _WHITE_SPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))
 _ENDS = _WHITE_SPACE + "\u200c\u200d\u200e\u200f"
 # Limit for combining marks on one letter, as in the Stream-Safe Text Format of Unicode (UAX #15, section 13).
@@ -33,12 +38,14 @@ def seen(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    r"""Return a text in the form `seen`, with one space for each white space: the form that fingerprints are made of.
+    r"""Return a text in the form that fingerprints are made of.
 
-    >>> plain("I was\n charged\u200b  twice. ")
+    That is `seen` with one space for each white space, and without the characters that Unicode lets a renderer ignore.
+
+    >>> plain("I was\n char\u200dged  twice. ")
     'I was charged twice.'
     """
-    return " ".join(seen(text).split())
+    return " ".join(seen(_IGNORED.sub("", text)).split())
 
 
 def half_pair(texts: Iterable[str]) -> str | None:

@@ -180,6 +180,26 @@ def test_a_result_is_no_folder(adapters: dict[str, Path], held_out: Path, base_f
         evaluate.main(arguments_for(adapters["lora"], held_out, base_folder, "--json", str(tmp_path)))
 
 
+def test_a_result_takes_the_place_of_an_earlier_one_and_of_no_other_file(
+    adapters: dict[str, Path], held_out: Path, base_folder: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(held_out.read_bytes())
+    note = tmp_path / "note.json"
+    note.write_text('{"n_samples": 3}')
+    for file in (rows, note):
+        before = file.read_bytes()
+        with pytest.raises(
+            ConfigError, match=f"got {file} for --json, which is no earlier result, expected a new file"
+        ):
+            evaluate.main(arguments_for(adapters["lora"], rows, base_folder, "--json", str(file)))
+        assert file.read_bytes() == before
+    for _ in range(2):
+        assert (
+            evaluate.main(arguments_for(adapters["lora"], rows, base_folder, "--json", str(tmp_path / "r.json"))) == 0
+        )
+
+
 @pytest.mark.parametrize("counts", ["0", "-1", "1,x", "", "1,,2"])
 def test_counts_are_positive_numbers(held_out: Path, base_folder: Path, counts: str) -> None:
     with pytest.raises(SystemExit) as caught:

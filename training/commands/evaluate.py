@@ -54,8 +54,8 @@ def main(argv: list[str]) -> int:
             f"got one file {arguments.json} for {len(counts)} results, expected {{n_samples}} in its name"
         )
 
-    if arguments.json and arguments.json.is_dir():
-        raise ConfigError(f"got the folder {arguments.json} for --json, expected a file in it")
+    if arguments.json:
+        _check_target(arguments.json)
 
     from blora.decision.by_choice import table
     from blora.hub.fetch import local_folder
@@ -68,9 +68,24 @@ def main(argv: list[str]) -> int:
         print(f"{result['n_samples']:>4} draws: {figures}  ({result['seconds']:.0f} s)", flush=True)
         if arguments.json:
             target = Path(str(arguments.json).replace("{n_samples}", str(result["n_samples"])))
+            _check_target(target)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(result, indent=2) + "\n")
         choices = found.choices
     if choices:
         print("", table(choices), sep="\n")
     return 0
+
+
+def _check_target(file: Path) -> None:
+    """Raise ConfigError if a file is there that is no result of this command, such as the rows."""
+    if file.is_dir():
+        raise ConfigError(f"got the folder {file} for --json, expected a file in it")
+    if not file.is_file():
+        return
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not {"n_samples", "dataset_digest"} <= found.keys():
+        raise ConfigError(f"got {file} for --json, which is no earlier result, expected a new file: name another")

@@ -36,6 +36,8 @@ from blora.training.rows.sources import Table
 __all__ = ["Label", "RowError", "check_labelled", "is_missing", "label_set", "place_of", "read_label", "settle"]
 
 REPORTED = 10  # choices named in a message
+# Pairs of choices of which 0 and 1 usually name the second and the first, against their places.
+AFFIRMED = (("true", "false"), ("yes", "no"), ("y", "n"))
 FLOAT_ADVICE = "; pandas makes floats of whole numbers in a column with a gap: convert it, as with .astype('Int64')"
 
 
@@ -92,7 +94,14 @@ def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence
             )
         return Label(explicit, explicit, choices)
     if "label" in given:
-        return _index_or_text(given["label"], choices, (choices, letters), untyped=untyped)
+        found = _index_or_text(given["label"], choices, (choices, letters), untyped=untyped)
+        if found.text is None and row.get("choices") is None and _is_affirmed(choices):
+            raise RowError(
+                f"got label {found.index}, which is {choices[found.index or 0]!r} by its place and the other one by "
+                f"custom, expected one of {_listed(choices)}: write it in words, or name the column label_index if it "
+                "is a place"
+            )
+        return found
     key, names = given["answerKey"], letters or choices
     if place_of(key, (*letters, *choices)) is None:
         raise RowError(
@@ -307,6 +316,10 @@ def _near(value: object, choices: Sequence[str]) -> str:
     folded = {choice.casefold(): choice for choice in choices}
     near = get_close_matches(str(value).casefold(), folded, 1, CLOSE)
     return f"; is {folded[near[0]]!r} meant?" if near else ""
+
+
+def _is_affirmed(choices: Sequence[str]) -> bool:
+    return tuple(seen(choice).casefold() for choice in choices) in AFFIRMED
 
 
 def _check_range(field: str, index: int, choices: Sequence[str]) -> None:

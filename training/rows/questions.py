@@ -23,6 +23,7 @@ from blora.errors import ConfigError, DataError
 from blora.questions.columns import is_request
 from blora.questions.spelling import seen
 from blora.questions.wording import choice_text, question_text
+from blora.training.caveats import warn_of_left_out
 from blora.training.rows.labels import RowError, is_missing, place_of
 from blora.training.rows.sources import Table
 
@@ -124,17 +125,22 @@ def as_plain(table: Table, question: Question | None, *, training: bool = False)
     """
     rng = random.Random(0)
     rows: list[tuple[str, dict[str, Any] | str]] = []
+    n_requests = n_left_out = 0
     for where, row in table.rows:
         if isinstance(row, str):
             rows.append((where, row))
             continue
         try:
             if is_request(row):
-                rows.extend(_asked(where, row, question, rng if training else None))
+                asked = list(_asked(where, row, question, rng if training else None))
+                n_requests, n_left_out = n_requests + 1, n_left_out + (not asked)
+                rows.extend(asked)
             else:
                 rows.append((where, _labelled(row, question) if question is not None else row))
         except RowError as exc:
             rows.append((where, str(exc)))
+    if question is not None and n_left_out:
+        warn_of_left_out(n_left_out, n_requests, question.config.name)
     return replace(table, rows=rows)
 
 

@@ -26,6 +26,14 @@ def test_white_space_and_zero_width_characters_at_the_ends_do_not_count(end: str
     assert seen(end + "a\u00a0bug" + end[::-1]) == "a\u00a0bug"
 
 
+@pytest.mark.parametrize(
+    "ignored", ["\u00ad", "\u200b", "\u200c", "\u200d", "\u200e", "\u202a", "\u2061", "\u2066", "\ufe0f", "\U000e0061"]
+)
+def test_characters_that_may_be_ignored_do_not_make_another_text(ignored: str) -> None:
+    assert plain(f"I was char{ignored}ged \u2764{ignored}") == "I was charged \u2764"
+    assert plain(f"cafe{ignored}\u0301") == "caf\u00e9"
+
+
 def test_many_marks_on_a_letter_are_found_by_the_quick_look_too() -> None:
     marks = [mark for mark in map(chr, range(sys.maxunicode + 1)) if unicodedata.combining(mark)]
     for start in range(len(marks) - 31):

@@ -268,3 +268,15 @@ def test_booleans_are_the_choices_of_rows_without_any() -> None:
 def test_a_boolean_that_no_choice_says_is_refused() -> None:
     with pytest.raises(DataError, match="got label True, expected the index or the text of the right choice"):
         read_examples([row(choices=["ice", "fire"], label=True)])
+
+
+@pytest.mark.parametrize("choices", [("yes", "no"), ("True", "False"), ("Y", "N")])
+def test_a_number_for_yes_or_no_is_refused_unless_it_is_said_to_be_a_place(choices: tuple[str, ...]) -> None:
+    question = {"question": "Is it urgent?"}
+    with pytest.raises(
+        DataError, match=rf"got label 1, which is '{choices[1]}' by its place and the other one by custom"
+    ):
+        read_examples([question | {"label": 1}], choices=choices)
+    assert read_examples([question | {"label_index": 1}], choices=choices).examples[0].label == 1
+    assert read_examples([question | {"label": 1}], choices=choices[::-1]).examples[0].label == 1
+    assert read_examples([question | {"label": 1, "choices": list(choices)}]).examples[0].label == 1

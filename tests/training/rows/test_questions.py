@@ -120,6 +120,16 @@ def test_a_plain_row_may_not_label_a_predicate_with_numbers(tmp_path: Path, writ
         assert read.examples[0].choices[read.examples[0].label] == "true"
 
 
+def test_requests_without_the_question_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [request("a", URGENT | {"label": True}), request("b", URGENT | {"name": "Urgent", "label": True})]
+    asked = fixed(URGENT)
+    assert len(read_examples(rows, choices=asked.choices, question=asked).examples) == 1
+    assert "1 of 2 requests have no question named 'urgent' and are left out" in caplog.text
+    caplog.clear()
+    read_examples(rows[:1], choices=asked.choices, question=asked)
+    assert caplog.text == ""
+
+
 def test_some_training_rows_do_without_descriptions_and_no_other_rows() -> None:
     rows = [request(f"Ticket {number}", QUEUE | {"label": "bug"}) for number in range(400)]
     offered = [row["choices"][1] for _, row in as_plain(read_table(rows), None, training=True).rows]  # type: ignore[index]
