@@ -103,7 +103,7 @@ def _ask(
         PromptError: if the question is invalid, relies on a calibration that does not cover it, or lacks draws for a
             threshold of its policy.
     """
-    read = question_of({"prompt": question} if isinstance(question, str) else question)
+    read = question_of({"prompt": question} if isinstance(question, str) else question, policy.get("policy"))
     try:
         if read.error is not None:
             raise read.error

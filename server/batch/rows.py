@@ -19,8 +19,8 @@ ASKED = ("prompt", "messages", "choices")
 READ = (*QUESTION_COLUMNS, "choices", "id")
 MESSAGES = {
     "invalid_json": "This line is not JSON ({0}): write one JSON object per line.",
-    "policy": "got a policy in a row, expected one for all rows: leave it out of the row, and give it for the run, as "
-    "--min-confidence and the like, or policy= in Python",
+    "policy": "got a policy in a row that is not the one for all rows: leave it out of the row, and give it for all, "
+    "as --min-confidence and the like, or policy= in Python",
     "conflict": "got question and {0}, expected one of them: remove the other, or say with --columns prompt=NAME which "
     "column holds the question",
     "invalid_length": "got {0} cells, expected the header's {1}: put double quotes around cells that contain a comma",
@@ -42,7 +42,9 @@ class QuestionRow:
     error: InvalidRequestError | None = None
 
 
-def read_questions(file: Path, columns: Mapping[str, str] | None = None) -> Iterator[QuestionRow]:
+def read_questions(
+    file: Path, columns: Mapping[str, str] | None = None, policy: Mapping[str, Any] | None = None
+) -> Iterator[QuestionRow]:
     """Read the question of each row.
 
     In formats that hold only text, `choices` may be separated by |, and `choices` and `messages` may be JSON.
@@ -51,6 +53,7 @@ def read_questions(file: Path, columns: Mapping[str, str] | None = None) -> Iter
         file: the file.
         columns: our column names, mapped to the file's own names. The file may lack columns that are not read, such as
             the label.
+        policy: as of `question_of`.
 
     Raises:
         ConfigError: if a key of `columns` is not one of our column names.
@@ -64,16 +67,21 @@ def read_questions(file: Path, columns: Mapping[str, str] | None = None) -> Iter
             own = renamed(row.first, columns).get("id")
             yield _unusable(MESSAGES[row.code].format(*row.found), code=row.code, own=own)
         else:
-            yield question_of(renamed(row, columns) if isinstance(row, Mapping) else row)
+            yield question_of(renamed(row, columns) if isinstance(row, Mapping) else row, policy)
 
 
-def question_of(row: object) -> QuestionRow:
-    """Return what is asked in a row, or why nothing can be."""
+def question_of(row: object, policy: Mapping[str, Any] | None = None) -> QuestionRow:
+    """Return what is asked in a row, or why nothing can be.
+
+    Args:
+        row: the row under our column names.
+        policy: the policy for all rows, from which a row's own must not differ; None for none.
+    """
     if not isinstance(row, Mapping):
         return _unusable(f"got {type(row).__name__}, expected a JSON object", code="invalid_type")
     if not set(QUESTION_COLUMNS) & set(row):
         return _unusable(no_question(row), code="missing", own=row.get("id"))
-    if isinstance(row.get("policy"), Mapping):
+    if isinstance(own := row.get("policy"), Mapping) and dict(own) != dict(policy or {}):
         return _unusable(MESSAGES["policy"], code="conflict", own=row.get("id"))
     found = typed({name: row[name] for name in ASKED if name in row})
     if row.get("question") not in (None, ""):

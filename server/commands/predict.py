@@ -85,13 +85,13 @@ def main(argv: list[str]) -> int:
     from blora.server.engines.torch_engine import TorchEngine
     from blora.server.schemas.requests import PredictRequest
 
-    read = partial(read_questions, arguments.input, arguments.columns)
+    fields = _fields(arguments)
+    read = partial(read_questions, arguments.input, arguments.columns, fields.get("policy"))
     deque(read(), maxlen=0)  # reports a file that cannot be read before the model is loaded
     arguments.name = _name(arguments)
     arguments.adapter = local_folder(arguments.adapter)
     device = pick_device(arguments.device)
     arguments.dtype = dtype_for_adapters(arguments.dtype, device, [arguments.adapter], allow_uncalibrated=False)
-    fields = _fields(arguments)
     try:
         PredictRequest.model_validate({"prompt": "?", **fields})
     except ValidationError as exc:

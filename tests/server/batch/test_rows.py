@@ -51,7 +51,9 @@ def test_the_policy_of_a_logged_request_is_not_passed_over(tmp_path: Path) -> No
     refused, *read = read_questions(file)
     assert refused.error is not None
     assert (refused.id, refused.asked, refused.error.code) == (7, {}, "conflict")
-    assert str(refused.error).startswith("got a policy in a row, expected one for all rows: leave it out of the row")
+    assert str(refused.error).startswith("got a policy in a row that is not the one for all rows: leave it out of the")
+    same, *_ = read_questions(file, policy={"min_confidence": 0.99})
+    assert (same.asked, same.error) == ({"prompt": "x"}, None)
     assert [(row.asked, row.error) for row in read] == [({"prompt": "x"}, None)] * 2
 
 
