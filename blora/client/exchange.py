@@ -116,13 +116,12 @@ def question(asked: str | Messages, fields: Mapping[str, Any]) -> dict[str, Any]
         ConfigError: if a message of the chat is a text, as in a list of questions.
     """
     form = {"prompt": asked} if isinstance(asked, str) else {"messages": _messages(asked)}
-    return form | {name: value for name, value in fields.items() if value is not None}
+    return form | _filled(fields)
 
 
 def with_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the body of a request with further fields where it has none, or None, as of an empty cell."""
-    own = {name: value for name, value in body.items() if value is not None}
-    return {name: value for name, value in {**fields, **own}.items() if value is not None}
+    return _filled(fields) | _filled(body)
 
 
 def questions(asked: Iterable[T], max_in_flight: int) -> Iterator[T | ClientError]:
@@ -272,3 +271,8 @@ def _retry_after_s(response: httpx.Response) -> float | None:
         except (ValueError, OverflowError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _filled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}

@@ -38,7 +38,7 @@ class Endings:
         deadline: float,
         store: Callable[[], bool],
     ) -> Made:
-        """Return what is done with an answer once it is known whether the client gets it.
+        """Return the actions on an answer, of which one is taken once it is known whether the client gets it.
 
         Args:
             handle: the adapter that answered.

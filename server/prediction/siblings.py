@@ -12,7 +12,7 @@ __all__ = ["Made", "Siblings", "siblings_of_a_request"]
 
 
 class Made(NamedTuple):
-    """What is done with an answer once it is known whether the client gets it.
+    """Actions on an answer, of which one is taken once it is known whether the client gets it.
 
     Attributes:
         record: records it for its feedback, counts it, and returns whether its outcome is requested.
@@ -43,7 +43,7 @@ class Siblings:
             self._begun = True
 
     def add(self, prediction_id: str, made: Made) -> None:
-        """Keep what is to be done with a prediction."""
+        """Keep the actions on a prediction."""
         self._made[prediction_id] = made
 
     async def record(self) -> dict[str, bool]:
