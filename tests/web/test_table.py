@@ -119,6 +119,7 @@ def test_labels_come_back_from_an_export_and_later_exports_repeat_no_column(page
         expect(page.get_by_label("Label of row 1", exact=True)).to_have_value(label)
     file.write_text("text,Blora_label\np=0.95,billing\n")
     page.get_by_label("CSV file").set_input_files(file)
+    expect(page.locator("#view-table [role=status]")).to_have_text(f"{file.name}: 1 rows.")  # the file is read
     page.get_by_label("Label of row 1", exact=True).select_option("technical")
     (line,) = csv.DictReader(io.StringIO(downloaded(page, "Download answers as CSV")))
     assert {name: text for name, text in line.items() if "label" in name.lower()} == {"blora_label": "technical"}

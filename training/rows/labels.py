@@ -13,7 +13,7 @@ label_index   the index, a whole number from 0
 label_text    the text; label_index and label_text must agree if a row has both, and with a label that is the text of a
               choice; they take precedence over any other label
 answerKey     ARC's format: the letter of the correct choice, where choices is {"text": [...], "label": [...]}, or its
-              text; a number that is neither is refused, as ARC counts from 1
+              text; a number that is neither is refused, as ARC counts from 1; a label beside it must agree
 
 A text names the choice that looks the same: outer white space, the Unicode form and zero-width characters do not count.
 A number that is no choice's text counts as that of the only choice with its value, as a spreadsheet makes 1 of 01.
@@ -100,6 +100,12 @@ def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence
                 f"got label {found.index}, which is {choices[found.index or 0]!r} by its place and the other one by "
                 f"custom, expected one of {_listed(choices)}: write it in words, or name the column label_index if it "
                 "is a place"
+            )
+        key = place_of(given["answerKey"], (*letters, *choices)) if "answerKey" in given else None
+        if key is not None and key % len(choices) not in (found.index, found.text):
+            raise RowError(
+                f"got label {given['label']!r:.80}, and {choices[key % len(choices)]!r} by answerKey, expected the same "
+                "choice: name the column that counts label_text or label_index, or correct the row"
             )
         return found
     key, names = given["answerKey"], letters or choices

@@ -232,6 +232,14 @@ def test_malformed_rows_are_told_before_any_doubt(tmp_path: Path) -> None:
         read_examples(str(file))
 
 
+def test_a_label_that_contradicts_the_answer_key_is_refused() -> None:
+    arc = {"text": ["ice", "fire"], "label": ["A", "B"]}
+    for key in ("B", "fire"):
+        assert read_examples([row(choices=arc, label=1, answerKey=key)]).examples[0].label == 1
+        with pytest.raises(DataError, match="got label 'ice', and 'fire' by answerKey, expected the same choice"):
+            read_examples([row(choices=arc, label="ice", answerKey=key)])
+
+
 @pytest.mark.parametrize("explicit", [{"label_text": "fire"}, {"label_index": 1}])
 def test_a_label_that_names_another_choice_than_the_explicit_fields_is_refused(explicit: dict[str, Any]) -> None:
     choices = ["ice", "fire"]
