@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 
 from benchmarks.markdown import on_machine
 from benchmarks.result_files import about, write
@@ -47,16 +48,16 @@ def measure(folder: Path, n_rows: int) -> dict[str, Any]:
 
 
 def times(results: list[dict[str, Any]]) -> str:
-    """Return a sentence with the seconds from rows to an answer by number of rows, in each dtype."""
-    of_dtypes = [
+    """Return a sentence with the seconds from rows to an answer by number of rows, on each kind of processor."""
+    of_processors = [
         ", ".join(f"{size['n_rows']:,} in {size['answered_s']:.0f} s" for size in result["sizes"])
-        + f" in {result['sizes'][0]['dtype']} ({on_machine(result['machine'])}, "
-        f"revision {result['revision']})"
+        + f" in {result['sizes'][0]['dtype']}{' with AMX' if result.get('amx') else ''} "
+        f"({on_machine(result['machine'])}, revision {result['revision']})"
         for result in results
     ]
     return (
         "From labelled tickets to the first answer of a server, in the dtype that the processor computes in: "
-        f"{'; '.join(of_dtypes)}. `{results[0]['command']}`."
+        f"{'; '.join(of_processors)}. `{results[0]['command']}`."
     )
 
 
@@ -66,11 +67,9 @@ def main() -> None:
     for n_rows in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             found.append(measure(Path(folder), n_rows))
-    result = {
-        "sizes": found,
-        **about("python -m benchmarks.head_training"),
-    }
-    write(RESULTS / f"{found[0]['dtype']}.json", result)
+    amx = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    result = {"sizes": found, "amx": amx, **about("python -m benchmarks.head_training")}
+    write(RESULTS / f"{found[0]['dtype']}{'-amx' if amx else ''}.json", result)
 
 
 if __name__ == "__main__":
