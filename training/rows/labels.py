@@ -102,10 +102,10 @@ def read_label(row: Mapping[str, Any], choices: Sequence[str], letters: Sequence
                 "is a place"
             )
         key = place_of(given["answerKey"], (*letters, *choices)) if "answerKey" in given else None
-        if key is not None and key % len(choices) not in (found.index, found.text):
+        if key is not None and (place := key % len(choices)) not in (found.index, found.text):
             raise RowError(
-                f"got label {given['label']!r:.80}, and {choices[key % len(choices)]!r} by answerKey, expected the same "
-                "choice: name the column that counts label_text or label_index, or correct the row"
+                f"got label {given['label']!r:.80}, and {choices[place]!r} by answerKey, expected the same choice: "
+                "name the column that counts label_text or label_index, or correct the row"
             )
         return found
     key, names = given["answerKey"], letters or choices
