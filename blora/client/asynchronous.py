@@ -201,25 +201,33 @@ class AsyncClient:
             return False
 
     async def feedback(
-        self, prediction: Prediction | str, label: str | bool | int, *, deadline_s: float | None = None
+        self,
+        prediction: Prediction | str,
+        label: str | bool | int | None = None,
+        *,
+        none_of_these: bool = False,
+        deadline_s: float | None = None,
     ) -> bool:
-        """Report the right choice to the server, and return whether the leading choice was right.
+        """Report the outcome of an answer to the server, and return whether the leading choice was right.
 
         Args:
             prediction: the answer, or its id.
             label: the right choice as offered, or the boolean or the level's number of a typed question; it replaces an
                 earlier report.
+            none_of_these: in place of a label, whether no offered choice is right.
             deadline_s: seconds for this call; by default the client's.
 
         Raises:
             ClientError: RefusedError if the server knows no such prediction of this client, or did not offer the
-                label.
+                label, or if there is neither a label nor `none_of_these`, or both.
             ConfigError: if the deadline is negative or NaN.
         """
         prediction_id = prediction if isinstance(prediction, str) else prediction.id
+        given = {"label": label, "none_of_these": none_of_these or None}
+        outcome = {name: value for name, value in given.items() if value is not None}
         told = await self._exchange(
             "/v1/feedback",
-            {"prediction_id": prediction_id, "label": label},
+            {"prediction_id": prediction_id} | outcome,
             Outcome,
             deadline(self._deadline_s, deadline_s),
         )

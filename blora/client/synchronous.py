@@ -187,10 +187,18 @@ class Client:
             raise
 
     def feedback(
-        self, prediction: Prediction | str, label: str | bool | int, *, deadline_s: float | None = None
+        self,
+        prediction: Prediction | str,
+        label: str | bool | int | None = None,
+        *,
+        none_of_these: bool = False,
+        deadline_s: float | None = None,
     ) -> bool:
-        """Report the right choice, as AsyncClient.feedback."""
-        return self._run(lambda client: client.feedback(prediction, label, deadline_s=deadline_s), deadline_s)
+        """Report the outcome of an answer, as AsyncClient.feedback."""
+        return self._run(
+            lambda client: client.feedback(prediction, label, none_of_these=none_of_these, deadline_s=deadline_s),
+            deadline_s,
+        )
 
     def ready(self, *, deadline_s: float = 1.0) -> bool:
         """Return whether the server is ready to answer, as AsyncClient.ready."""

@@ -9,9 +9,9 @@ requested outcomes are missing. Answers about one text are not independent, so t
 one question about a text counts, of all recent texts or of a random sample of them. As in a calibration, neither the
 text nor the question is chosen by its answer: if the question was withheld, no outcome about the text counts.
 
-An outcome may be reported with the key that asked or an admin's key, and must be an offered choice. A later outcome
-replaces an earlier one. Prometheus counters cannot fall, so corrections have their own counter; all other numbers are
-computed from the latest outcomes.
+An outcome may be reported with the key that asked or an admin's key, and names an offered choice or says that none of
+them is right. A later outcome replaces an earlier one. Prometheus counters cannot fall, so corrections have their own
+counter; all other numbers are computed from the latest outcomes.
 """
 
 import asyncio
@@ -129,12 +129,12 @@ class Feedback:
         if gate is not None and familiarity is not None:
             self._drift.answered(_contents(handle), gate, familiarity, text.key)
 
-    async def told(self, prediction_id: str, label: Label, by: Key | None) -> bool:
+    async def told(self, prediction_id: str, label: Label | None, by: Key | None) -> bool:
         """Record an outcome and return whether the leading choice was right; repeating an outcome changes nothing.
 
         Args:
             prediction_id: id of the answer.
-            label: the right choice, which replaces any earlier one.
+            label: the right choice, None if no offered one is right; it replaces any earlier outcome.
             by: the key that reports; None without keys.
 
         Raises:
@@ -154,8 +154,8 @@ class Feedback:
         position = entry.position(label)
         if position is None:
             raise InvalidRequestError(
-                "This label is not one of the choices that were offered: send one of them in the same spelling, or the "
-                "number of a score's level.",
+                "This label is not one of the choices that were offered: send one of them in the same spelling, the "
+                "number of a score's level, or none_of_these.",
                 code="label_not_offered",
                 param="label",
             )

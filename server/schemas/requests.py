@@ -207,13 +207,27 @@ def _label(value: object) -> str | bool | int:
 
 
 class TellOutcome(Request):
-    """Outcome of a prediction: the right choice."""
+    """Outcome of a prediction: the right choice, or that no offered choice is right."""
 
     prediction_id: NonEmpty = Field(max_length=64, description="`id` of the answer.")
-    label: Annotated[str | bool | int, PlainValidator(_label, json_schema_input_type=_Label)] = Field(
+    label: Annotated[str | bool | int, PlainValidator(_label, json_schema_input_type=_Label)] | None = Field(
+        default=None,
         description="The right choice: spelled as in the request, true or false of a typed question, or the number of "
         "a score's level. A new report replaces an earlier one.",
     )
+    none_of_these: bool = Field(
+        default=False, description="True in place of a label: no offered choice is right, so that the answer is wrong."
+    )
+
+    @model_validator(mode="after")
+    def _one_outcome(self) -> "TellOutcome":
+        if (self.label is None) != self.none_of_these:
+            raise PydanticCustomError(
+                "one_outcome",
+                "The outcome is a label or none_of_these: send one of them.",
+                {"param": "label"},
+            )
+        return self
 
 
 class LoadAdapter(Request):

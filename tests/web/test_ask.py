@@ -258,6 +258,14 @@ def test_the_outcome_of_an_answer_is_reported(page: Page) -> None:
     results.get_by_label("Which choice is right?").select_option("technical")
     results.get_by_role("button", name="Send feedback").click()
     expect(results).to_contain_text("Recorded: the leading choice was wrong.")
+    results.get_by_label("Which choice is right?").select_option("billing")
+    results.get_by_role("button", name="Send feedback").click()
+    expect(results).to_contain_text("Recorded: the leading choice was right.")
+    results.get_by_label("Which choice is right?").select_option(label="None of these")
+    with page.expect_request("**/v1/feedback") as sent:
+        results.get_by_role("button", name="Send feedback").click()
+    assert set(sent.value.post_data_json) == {"prediction_id", "none_of_these"}
+    expect(results).to_contain_text("Recorded: the leading choice was wrong.")
 
 
 def test_a_text_is_never_read_as_html(page: Page) -> None:

@@ -50,8 +50,13 @@ class Entry:
     requested: bool
     labels: bytes = b""
 
-    def position(self, label: Label) -> int | None:
-        """Return the position of the label among the choices, or None if it was not offered."""
+    def position(self, label: Label | None) -> int | None:
+        """Return the position of the label among the choices, or None if it was not offered.
+
+        A label of None stands for none of the choices; its position is that behind the last one.
+        """
+        if label is None:
+            return len(self.choices) // _HASH_BYTES
         wanted = _hash(label, self.salt)
         for at in range(0, len(self.labels), _HASH_BYTES + 1):
             if self.labels[at : at + _HASH_BYTES] == wanted:
@@ -95,7 +100,7 @@ class Settled(NamedTuple):
     """Result of storing an outcome.
 
     Attributes:
-        before: position of the previously reported choice; None if there was none.
+        before: position of the previously reported outcome; None if there was none.
         tally: the counts including this outcome; None without a promise, or if the outcome was not requested.
     """
 
@@ -134,7 +139,7 @@ class Ledger(Protocol):
         Args:
             prediction_id: id of the prediction.
             entry: the stored prediction.
-            label: position of the right choice.
+            label: position of the right choice; the one behind the last choice if none is right.
 
         Raises:
             FeedbackUnavailableError: if the ledger cannot be written to.

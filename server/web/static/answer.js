@@ -141,15 +141,17 @@ function entropyPart(answer) {
 
 function feedbackPart(answer) {
   const select = h("select", { id: newId("right") }, h("option", { value: "" }, "Choose …"),
-    answer.probabilities.map(({ choice }) => h("option", { value: choice }, choice)));
+    answer.probabilities.map(({ choice }) => h("option", { value: choice }, choice)),
+    h("option", { value: "", "data-none": "" }, "None of these"));
   const told = h("p", { class: "small", role: "status" });
   const report = async () => {
-    if (!select.value) {
+    const none = select.selectedOptions[0].hasAttribute("data-none");
+    if (!select.value && !none) {
       told.textContent = "Choose the right one first.";
       return;
     }
     try {
-      const { correct } = await json("v1/feedback", { prediction_id: answer.id, label: select.value });
+      const { correct } = await json("v1/feedback", { prediction_id: answer.id, ...(none ? { none_of_these: true } : { label: select.value }) });
       told.textContent = correct ? "Recorded: the leading choice was right." : "Recorded: the leading choice was wrong.";
     } catch (error) {
       told.textContent = error.message;

@@ -70,6 +70,29 @@ async def test_a_label_that_was_not_offered_is_refused_and_counts_for_nothing(wa
     assert (await tell(watched, answer["id"], "billing")).json() == {"correct": True}
 
 
+async def test_an_answer_to_a_text_that_fits_no_choice_is_wrong_until_it_is_corrected(watched: Running) -> None:
+    answer = await ask(watched)
+    outcome = {"prediction_id": answer["id"], "none_of_these": True}
+    for _ in range(2):
+        told = await watched.client.post("/v1/feedback", json=outcome)
+        assert (told.status_code, told.json()) == (200, {"correct": False})
+    assert await watched.metric("blora_outcomes_total", **TARGET, outcome="wrong") == 1
+    assert await watched.metric("blora_realised_risk", **TARGET) == 1
+    assert (await tell(watched, answer["id"], "billing")).json() == {"correct": True}
+    assert await watched.metric("blora_realised_risk", **TARGET) == 0
+
+
+@pytest.mark.parametrize(
+    "outcome", [{}, {"label": None}, {"none_of_these": False}, {"label": "billing", "none_of_these": True}]
+)
+async def test_an_outcome_is_a_label_or_none_of_these(watched: Running, outcome: dict[str, Any]) -> None:
+    answer = await ask(watched)
+    refused = await watched.client.post("/v1/feedback", json={"prediction_id": answer["id"]} | outcome)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "label")
+    assert "a label or none_of_these: send one of them" in refused.json()["error"]["message"]
+    assert await watched.metric("blora_outcomes_total") == 0
+
+
 async def test_any_of_the_offered_choices_is_a_label(watched: Running) -> None:
     choices = [f"choice {k}" for k in range(64)]
     body = {"choices": choices, "policy": {"min_confidence": 0}}
@@ -194,6 +217,9 @@ async def test_the_client_tells(watched: Running) -> None:
         prediction = await client.predict("p=0.95")
         assert await client.feedback(prediction, "billing")
         assert not await client.feedback(prediction.id, "account")
+        assert not await client.feedback(prediction, none_of_these=True)
+        with pytest.raises(RefusedError, match="a label or none_of_these"):
+            await client.feedback(prediction)
         with pytest.raises(RefusedError, match="not one of the choices that were offered") as info:
             await client.feedback(prediction, "sales")
         assert info.value.code == "label_not_offered"

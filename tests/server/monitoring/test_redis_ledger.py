@@ -31,6 +31,11 @@ async def test_any_replica_is_told_of_any_others_prediction_and_all_count_togeth
         assert await other.metric("blora_realised_risk", **TARGET) == 0.0  # as of when it was last told
         assert (await tell(one, first["id"], "billing")).json() == {"correct": True}
         assert (await tell(one, first["id"], "sales")).json()["error"]["code"] == "label_not_offered"
+        for replacing in (other, one):
+            outcome = {"prediction_id": first["id"], "none_of_these": True}
+            assert (await replacing.client.post("/v1/feedback", json=outcome)).json() == {"correct": False}
+        assert await one.metric("blora_realised_risk", **TARGET) == 1.0
+        assert (await tell(one, first["id"], "billing")).json() == {"correct": True}
         assert await one.metric("blora_outcomes_total", **TARGET, outcome="correct") == 0
 
 
