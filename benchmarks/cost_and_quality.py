@@ -15,9 +15,9 @@ CONFIGURATIONS = (
     ("LoRA of PEFT, one pass", None, "LoRA, best epoch"),
     ("posterior in every adapted layer, the default of a LoRA: 16 draws", "everywhere_over_lora", "Bayesian-LoRA"),
     (
-        "posterior in the top 2 of 10: 16 draws (quality: from a wide start)",
+        "posterior in the top 2 of 10: 16 draws",
         "cost_fixed16_over_lora",
-        "Bayesian-LoRA, wide start, top 2 layers",
+        "Bayesian-LoRA, top 2 layers",
     ),
     ("the same, stops early", "cost_early_over_lora", None),
 )

@@ -240,9 +240,9 @@ METHODS = {
         ),
         Method(
             "bayesian_top",
-            "Bayesian-LoRA, wide start, top 2 layers",
+            "Bayesian-LoRA, top 2 layers",
             "bayesian_top",
-            _posterior("bayesian_top", WIDE, top_layers=2, learning_rate=WIDE_LEARNING_RATE, kl_weight=WIDE_KL_WEIGHT),
+            _posterior("bayesian_top", PosteriorConfig(), top_layers=2),
         ),
         Method("ensemble", "ensemble of 3 LoRAs", "ensemble", _ensemble, single_model=False, seeded=False),
     )
