@@ -200,4 +200,4 @@ demo: $(READY)  ## train the demo adapter again
 	examples/triage/train.sh
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) $(VLLM) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .cache dist runs
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(RELEASES) .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .cache dist runs

@@ -14,10 +14,10 @@ from blora.scores import SCORES
 
 FILE = Path(__file__).resolve().parent / "grafana" / "dashboards" / "blora.json"
 
-# What Grafana fills in: the scrape-aware window of a rate, and the chosen adapters and servers. Every process that
-# Prometheus scrapes has metrics of its process, so that those need the job's name.
+# What Grafana fills in: the scrape-aware window of a rate, and the chosen namespaces, servers and adapters. Every
+# process that Prometheus scrapes has metrics of its process, so that those need the job's name.
 WINDOW = "$__rate_interval"
-WHERE = 'instance=~"$instance"'
+WHERE = 'namespace=~"$namespace",instance=~"$instance"'
 OURS = f'job="blora",{WHERE}'
 OF = f'adapter=~"$adapter",{WHERE}'
 
@@ -107,7 +107,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 for stage, name in (("queue", "queue"), ("forward", "forward pass"))
             ],
         ),
-        Panel("Work before it", "s", [(f"blora_backlog_seconds{{{WHERE}}}", "{{instance}}")]),
+        Panel("Backlog", "s", [(f"blora_backlog_seconds{{{WHERE}}}", "{{instance}}")]),
         Panel("Inputs waiting", "short", [(f"blora_queue_depth{{{WHERE}}}", "{{instance}}")]),
         Panel("Dropped from the queue", "reqps", [(_rate("blora_dropped_total", "reason"), "{{reason}}")]),
     ),
@@ -218,8 +218,9 @@ def dashboard() -> dict[str, Any]:
         "templating": {
             "list": [
                 {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"},
-                _variable("instance", "blora_build_info", "instance"),
-                _variable("adapter", "blora_adapter_info", "adapter"),
+                _variable("namespace", "blora_build_info", "namespace"),
+                _variable("instance", 'blora_build_info{namespace=~"$namespace"}', "instance"),
+                _variable("adapter", f"blora_adapter_info{{{WHERE}}}", "adapter"),
             ]
         },
         "panels": panels,

@@ -68,7 +68,11 @@ class TrainConfig:
         0.01, "weight of the KL divergence in the loss: 1 gives the exact ELBO, a smaller weight a cold posterior"
     )
     kl_warmup: float = _setting(0.25, "fraction of the steps over which the weight of the KL divergence rises from 0")
-    train_draws: int = _setting(4, "posterior draws per batch, each for an equal part of the rows")
+    train_draws: int = _setting(
+        4,
+        "posterior draws per batch, each for an equal part of the rows; of a batch that "
+        "they do not divide evenly, the greatest common divisor of the two",
+    )
     validation_draws: int = _setting(4, "posterior draws for the validation NLL, which is computed after recalibration")
     patience: int = _setting(3, "epochs without a better validation NLL before training stops")
     trunk_cache_gib: float = _setting(
@@ -76,7 +80,9 @@ class TrainConfig:
         "GiB of memory or temporary disk for caching the output of the layers below the adapted ones, once for "
         "training rows and once for validation rows; if the output does not fit, it is computed again in every step",
     )
-    seed: int = _setting(0, "seed of the initialisation, the order of rows and the noise")
+    seed: int = _setting(
+        0, "seed of the initialisation, the order of rows and the noise of a LoRA; a head alone has none of them"
+    )
     resume: bool = _setting(False, "resume from the last checkpoint in the work folder, if there is one")
     report_to: str = _setting(
         "none", "tracker for losses and validation metrics; the files for tensorboard go to the folder WORK_DIR.runs"

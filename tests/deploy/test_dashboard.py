@@ -32,7 +32,7 @@ def expressions() -> list[str]:
     """All that the committed file asks, with what Grafana would fill in."""
     panels = json.loads(load().FILE.read_text())["panels"]
     asked = [target["expr"] for panel in panels for target in panel.get("targets", [])]
-    filled = {"$__rate_interval": "30s", "$instance": ".*", "$adapter": ".*"}
+    filled = {"$__rate_interval": "30s", "$namespace": ".*", "$instance": ".*", "$adapter": ".*"}
     return [re.sub(r"\$\w+", lambda found: filled[found.group()], expression) for expression in asked]
 
 
@@ -47,6 +47,13 @@ def test_it_shows_every_metric() -> None:
     known = {family.name for family in families}
     known.remove("process_virtual_memory_bytes")  # comes with the others, and says nothing of a process that maps files
     assert {name for name in known if name not in asked} == set()
+
+
+def test_each_selector_holds_to_the_chosen_namespaces() -> None:
+    panels = load().dashboard()["panels"]
+    asked = [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    for selector in re.findall(r"\w+\{([^}]*)\}", " ".join(asked)):
+        assert 'namespace=~"$namespace"' in selector
 
 
 def test_panels_have_places_of_their_own() -> None:
