@@ -340,6 +340,7 @@ class Predictor:
         messages = question.messages
         try:
             async with self._tokenizer_queue.turn(Owner(client_name(), handle.name), characters):
+                self._batcher.check_admitting()  # the engine may have been closed meanwhile
                 row = await self._engine.pack(
                     handle,
                     prompt=question.prompt,
@@ -373,6 +374,7 @@ class Predictor:
         except ServerError:
             raise
         except NumericalError as exc:
+            logger.error("%s", exc)
             raise _non_finite() from exc
         except Exception as exc:
             logger.exception("A forward pass of adapter %s failed", job.handle.name)

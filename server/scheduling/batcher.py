@@ -172,9 +172,13 @@ class Batcher(Generic[P, R]):
     def _begun(self) -> list[Run[P, R]]:
         return [*self._parked, *([self._active] if self._active is not None else [])]
 
-    def _admit(self, work: Work[P], deadline: float, now: float) -> None:
+    def check_admitting(self) -> None:
+        """Raise a DrainingError if no more inputs are admitted."""
         if self._draining:
             raise self._draining_error()
+
+    def _admit(self, work: Work[P], deadline: float, now: float) -> None:
+        self.check_admitting()
         self._admission.check_size(work, now)
         *waiting, new = shares([*(item.work for item in self._queue), work])
         to_run = shares([*(item.work for item in self._in_time(now)), work])
@@ -304,7 +308,8 @@ class Batcher(Generic[P, R]):
             loop.call_soon_threadsafe(self._count_dropped, run, payload)
 
         control = Control(wants, parked, finished, dropped)
-        run: Run[P, R] = Run(batch, loop.time, control, is_full=bool(self._queue) and not self._parked)
+        left = not self._parked and any(item.work.group == batch[0].work.group for item in self._queue)
+        run: Run[P, R] = Run(batch, loop.time, control, is_full=left)
         run.resume()
         run.task = asyncio.create_task(self._compute(run), name="run")
         return run
@@ -326,7 +331,8 @@ class Batcher(Generic[P, R]):
         try:
             if await self._attempt(run) or len(items) == 1:
                 return
-            # One by one, so that a failing input does not fail the others.
+            # One by one, so that a failing input does not fail the others, and not for lack of room.
+            run.is_full = False
             for item in items:
                 run.items = [item]
                 if item.wanted(run.clock()):

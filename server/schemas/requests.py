@@ -210,7 +210,7 @@ class TellOutcome(Request):
     """Outcome of a prediction: the right choice, or that no offered choice is right."""
 
     prediction_id: NonEmpty = Field(max_length=64, description="`id` of the answer.")
-    label: Annotated[str | bool | int, PlainValidator(_label, json_schema_input_type=_Label)] | None = Field(
+    label: Annotated[str | bool | int | None, PlainValidator(_label, json_schema_input_type=_Label)] = Field(
         default=None,
         description="The right choice: spelled as in the request, true or false of a typed question, or the number of "
         "a score's level. A new report replaces an earlier one.",

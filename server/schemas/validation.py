@@ -16,6 +16,7 @@ _OWN_CODES = {
     "no_criteria": "missing",
     "no_question": "missing",
     "not_text": "not_text",
+    "one_outcome": "conflict",
     "target_and_thresholds": "conflict",
     "too_many_fields": "unknown_field",
     "two_questions": "conflict",

@@ -50,6 +50,8 @@ MOST_DIMENSIONS, MOST_GRAM = 3072, 8192
 MOST_FOLDS = 5
 K_MEANS_STEPS = 20
 LEAST_VARIANCE, LEAST_SPREAD = 1e-6, 1e-6
+# A log g that varies less does so by rounding, as that of one prompt alone. Beside another part it does not count.
+ROUNDING, IGNORED = 1e-3, 1e9
 # Least strength of an axis as a share of the greatest: labels with the same mean have no axis between them.
 LEAST_STRENGTH = 1e-10
 # Labels need rows to have means and a covariance; with fewer the Gaussian alone is fitted.
@@ -208,7 +210,10 @@ def _of_choices(fitted: Familiarity, choices: tuple[Tensor, tuple[Tensor, Tensor
 def _standardised(fitted: Familiarity, validation: Tensor, choices: tuple[Tensor, Tensor] | None = None) -> Familiarity:
     """Return a familiarity whose parts are standardised by validation rows, with these rows as its reference."""
     parts = fitted.parts(validation, choices)
-    fitted = replace(fitted, middle=parts.mean(0), spread=parts.std(0, correction=0).clamp_min(LEAST_SPREAD))
+    spread = parts.std(0, correction=0).clamp_min(LEAST_SPREAD)
+    if len(fitted.used) > 1 and spread[0] < ROUNDING:
+        spread[0] = IGNORED
+    fitted = replace(fitted, middle=parts.mean(0), spread=spread)
     # Of very many rows any will do, but the first ones may be those of some labels only.
     some = torch.randperm(len(validation), generator=generator_of(0))[:MOST_REFERENCE]
     reference = fitted.distance(validation, choices)[some]

@@ -91,6 +91,19 @@ async def test_until_the_delay_ends_requests_are_served_and_readyz_says_no(engin
             await up.serving
 
 
+async def test_a_question_that_is_not_read_when_the_engine_is_closed_is_told_to_ask_another_replica(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def closed(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    async with listening(engine) as up:
+        monkeypatch.setattr(engine, "pack", closed)
+        up.service._batcher.stop_admitting()
+        told = await up.ask("late")
+        assert (told.status_code, told.json()["error"]["code"]) == (503, "draining")
+
+
 async def test_the_keyboard_does_not_wait_for_load_balancers(engine: FakeEngine) -> None:
     async with listening(engine, drain_delay_s=60) as up:
         up.signal(signal.SIGINT)

@@ -378,3 +378,22 @@ async def test_many_inputs_none_lost() -> None:
         assert [done.result for done in results] == [f"I{i}" for i in range(500)]
         assert b.notes.waits == 500
         assert all(tokens <= 100 for _, tokens in b.notes.forwards)
+
+
+async def test_passes_of_two_groups_in_turn_tell_nothing_of_the_room_in_one() -> None:
+    async with bench() as b:
+        holder = await b.hold()
+        asked = [b.submit(f"{name} {i}", group=name) for i in range(8) for name in "ab"]
+        await b.release(holder, *asked)
+        full = b.batcher.pace._full
+    assert full == LIMITS["max_batch_tokens"]
+
+
+async def test_inputs_that_run_alone_after_a_failure_tell_nothing_of_the_room_in_a_pass() -> None:
+    async with bench(max_batch_tokens=100) as b:
+        holder = await b.hold()
+        asked = [b.submit("bad" if i == 3 else f"good {i}") for i in range(20)]
+        results = await b.release(holder, *asked)
+        full = b.batcher.pace._full
+    assert sum(isinstance(result, RuntimeError) for result in results) == 1
+    assert full >= 90

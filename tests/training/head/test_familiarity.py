@@ -227,6 +227,18 @@ def test_choices_of_another_kind_are_noticed_behind_familiar_prompts() -> None:
     assert float((p_value(far, found.reference) <= 0.05).double().mean()) > 0.9
 
 
+def test_the_rounding_of_a_prompt_that_never_changes_makes_no_question_foreign() -> None:
+    own = [rows(1600, 2, spread=0.5, seed=seed, of=11)[0] for seed in (3, 4, 5)]
+    prompt = rows(1, 1, spread=0, seed=0)[0]
+    alone, together = prompt.repeat(400, 1), prompt.repeat(400, 1) * (1 + 1e-6)
+    found = fit_familiarity(DEPTHS, together, together, choices=(own[0], four_each(own[1]))).familiarity
+    for asked in (alone, together):
+        usual = p_value(found.distance(asked, four_each(own[2])), found.reference)
+        assert 0.02 < float((usual <= 0.05).double().mean()) < 0.09
+    other = 2 * rows(1600, 2, spread=0.5, seed=6, of=12)[0]
+    assert float((p_value(found.distance(alone, four_each(other)), found.reference) <= 0.05).double().mean()) > 0.9
+
+
 def test_more_choices_make_a_question_neither_more_familiar_nor_less() -> None:
     (train, _), (validation, _), (fresh, _) = (rows(400, 3, spread=1.0, seed=seed) for seed in (0, 1, 2))
     own = [rows(1600, 2, spread=0.5, seed=seed, of=11)[0] for seed in (3, 4)]
