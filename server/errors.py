@@ -20,7 +20,7 @@ ServerError
 ├── NonFiniteError          the forward pass returned NaN or infinity
 ├── InternalError           a bug in the server
 ├── FeedbackUnavailableError  the store of predictions is unreachable
-├── NotReadyError           the model is not loaded
+├── NotReadyError           the model is not loaded, or cannot be reached
 ├── AdapterUnavailableError  an adapter cannot be read, or loaded by the engine, at the moment
 ├── DrainingError           the server is shutting down
 ├── DeadlineExceededError   an answer or the reading of an adapter missed its deadline
@@ -120,7 +120,7 @@ CODES: dict[str, Code] = {
     "internal_error": Code(500, "A bug in the server"),
     "adapter_unavailable": Code(503, "An adapter cannot be read or loaded at the moment"),
     "feedback_unavailable": Code(503, "The store of predictions cannot be reached"),
-    "not_ready": Code(503, "The model is not loaded"),
+    "not_ready": Code(503, "The model is not loaded, or cannot be reached"),
     "too_many_connections": Code(503, "All connections are in use"),
     "draining": Code(503, "The server is shutting down"),
     "adapter_stalled": Code(504, "An adapter's files could not be read in time"),
@@ -304,7 +304,7 @@ class InternalError(ServerError):
 
 
 class NotReadyError(ServerError):
-    """The model is still loading, or could not be loaded."""
+    """The model is still loading, could not be loaded, or cannot be reached."""
 
     code = "not_ready"
 

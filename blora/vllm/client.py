@@ -4,7 +4,9 @@ Follows the API of vLLM 0.32 with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDA
 runs with --runner pooling --pooler-config.task token_embed, which gives no log-probabilities.
 """
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,20 @@ from torch import Tensor
 from blora.errors import ConfigError
 from blora.vllm.turns import Turns
 
-__all__ = ["UnknownLoraError", "VllmClient", "VllmError", "VllmUnreachableError", "check_address"]
+__all__ = ["Sending", "UnknownLoraError", "VllmClient", "VllmError", "VllmUnreachableError", "check_address"]
 
+# The environment variable of the key that vLLM asks for, as of vLLM itself.
+KEY = "VLLM_API_KEY"
 # Two tries, because a kept-alive connection may have been lost.
 _TRIES = 2
+# Statuses of a proxy, or of a vLLM that is starting or ending.
+_AWAY = frozenset({502, 503, 504})
 FLOAT_BYTES = 4
 # vLLM's limit for the tokens whose log-probabilities one request names.
 MOST_TOKENS = 128
 
-
-def _nothing() -> None:
-    pass
+Sending = Callable[[], AbstractAsyncContextManager[None]]
+"""Makes the context that is entered before a request and left after it; an exception cancels the request."""
 
 
 class VllmError(Exception):
@@ -41,7 +46,7 @@ class UnknownLoraError(VllmError):
 
 
 class VllmClient:
-    """Client of the vLLM at one address.
+    """Client of the vLLM at one address, with the key of VLLM_API_KEY, if there is one.
 
     Args:
         url: address of its OpenAI-compatible server.
@@ -54,9 +59,13 @@ class VllmClient:
 
     def __init__(self, url: str, *, timeout_s: float, concurrency: int) -> None:
         check_address(url)
+        # Connections stay open as long as vLLM keeps them, because each new one is proved.
+        limits = httpx.Limits(max_connections=concurrency, keepalive_expiry=None)
         # A transport of its own, because httpx would send prompts through a proxy that the environment names.
-        transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=concurrency))
-        self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, transport=transport)
+        transport = httpx.AsyncHTTPTransport(limits=limits)
+        key = os.environ.get(KEY)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, transport=transport, headers=headers)
         self._turns = Turns(concurrency)
         self.connections = 0
         """Number of connections that were opened: more of them may lead to a vLLM that was started again."""
@@ -64,7 +73,9 @@ class VllmClient:
     async def base_model(self) -> tuple[str, int]:
         """Return the name of the base model, and the most tokens that vLLM reads and writes for one request."""
         try:
-            models = (await self._http.get("/v1/models")).json()["data"]
+            response = await self._http.get("/v1/models")
+            _check_key(response)
+            models = response.json()["data"]
             name = next(str(model["id"]) for model in models if model.get("parent") is None)
             return name, min(int(model["max_model_len"]) for model in models if model.get("max_model_len") is not None)
         except (httpx.HTTPError, AttributeError, KeyError, StopIteration, TypeError, ValueError) as exc:
@@ -83,7 +94,7 @@ class VllmClient:
         await self._post("/v1/unload_lora_adapter", {"lora_name": name})
 
     async def next_token(
-        self, lora: str, prompt: Sequence[int], tokens: Sequence[int], look: Callable[[], None] = _nothing
+        self, lora: str, prompt: Sequence[int], tokens: Sequence[int], sending: Sending = nullcontext
     ) -> list[float]:
         """Return the log-probabilities of single tokens after a prompt.
 
@@ -91,15 +102,14 @@ class VllmClient:
             lora: the name of the LoRA.
             prompt: token ids of the prompt.
             tokens: token ids to score.
-            look: called before the request is sent; an exception that it raises cancels the request.
+            sending: entered before each request and left after it; an exception that it raises cancels the request.
         """
         different = sorted(set(tokens))
         found: dict[int, float] = {}
         for start in range(0, len(different), MOST_TOKENS):
             some = different[start : start + MOST_TOKENS]
             asked = {"logprobs": 0, "logprob_token_ids": some, "return_tokens_as_token_ids": True}
-            async with self._turns.together():
-                look()
+            async with sending(), self._turns.together():
                 choice = await self._complete(lora, prompt, asked)
             try:
                 [given] = choice["logprobs"]["top_logprobs"]
@@ -109,14 +119,13 @@ class VllmClient:
         return [found[token] for token in tokens]
 
     async def continuation(
-        self, lora: str, prompt: Sequence[int], tokens: Sequence[int], look: Callable[[], None] = _nothing
+        self, lora: str, prompt: Sequence[int], tokens: Sequence[int], sending: Sending = nullcontext
     ) -> float:
         """Return the log-probability of a text after a prompt, summed over its tokens.
 
         No prompt is sent meanwhile: a prompt's log-probabilities beside other requests stop vLLM's engine on CPUs.
         """
-        async with self._turns.alone():
-            look()
+        async with sending(), self._turns.alone():
             choice = await self._complete(lora, [*prompt, *tokens], {"prompt_logprobs": 0})
         try:
             read = choice["prompt_logprobs"][len(prompt) :]
@@ -124,19 +133,18 @@ class VllmClient:
         except (KeyError, TypeError, ValueError) as exc:
             raise VllmError("vLLM left out a prompt's log-probabilities (prompt_logprobs)") from exc
 
-    async def states(self, model: str, text: Sequence[int], width: int, look: Callable[[], None] = _nothing) -> Tensor:
+    async def states(self, model: str, text: Sequence[int], width: int, sending: Sending = nullcontext) -> Tensor:
         """Return the states that enter the output head for every token of a text, (T, width) float32.
 
         Args:
             model: the name of a LoRA or of the base model.
             text: T token ids.
             width: number of values of a state.
-            look: called before the request is sent; an exception that it raises cancels the request.
+            sending: entered before the request and left after it; an exception that it raises cancels the request.
         """
         form = {"encoding_format": "bytes_only", "embed_dtype": "float32", "endianness": "little"}
         asked = {"model": model, "input": list(text), "task": "token_embed", "use_activation": False, **form}
-        async with self._turns.together():
-            look()
+        async with sending(), self._turns.together():
             response = await self._post("/pooling", asked)
         _check(response, "states", "pooling --pooler-config.task token_embed")
         expected = FLOAT_BYTES * len(text) * width
@@ -192,8 +200,17 @@ def check_address(url: str) -> None:
         raise ConfigError(f"got --engine-url {url!r}, expected http://HOST:PORT: name the scheme and the host")
 
 
+def _check_key(response: httpx.Response) -> None:
+    """Raise an error if vLLM asks for another key."""
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        raise VllmError(f"vLLM does not accept the key (401): set {KEY} to the key that vLLM was started with")
+
+
 def _check(response: httpx.Response, expected: str, runner: str) -> None:
     """Raise an error if vLLM refused a request."""
+    _check_key(response)
+    if response.status_code in _AWAY:
+        raise VllmUnreachableError(f"vLLM answered {_summary(response)}: try again once it answers")
     if response.status_code == httpx.codes.NOT_FOUND:
         raise UnknownLoraError(
             f"vLLM answered {_summary(response)} in place of {expected}: it has no such LoRA loaded, or was started "

@@ -3,8 +3,7 @@
 The states go with the packed row, so that the functions of the engine in this process run no layer of the base model.
 """
 
-import asyncio
-from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -19,7 +18,8 @@ from blora.inference.scoring import score_rows
 from blora.posterior.decision_head import Features, HeadDraws
 from blora.posterior.draws import NO_LORA
 from blora.posterior.inject import n_layers_of
-from blora.vllm.client import VllmClient
+from blora.vllm.client import Sending, VllmClient
+from blora.vllm.turns import all_of
 
 __all__ = ["check_readable", "check_same_states", "read_log_probs", "states_of"]
 
@@ -53,7 +53,7 @@ def check_readable(name: str, head: HeadConfig, base: BaseModel) -> None:
 
 
 async def states_of(
-    vllm: VllmClient, model: str, row: PackedRow, head: HeadConfig, look: Callable[[], None] = lambda: None
+    vllm: VllmClient, model: str, row: PackedRow, head: HeadConfig, sending: Sending = nullcontext
 ) -> States:
     """Return the states of all tokens that a row reads, (n_tokens, F).
 
@@ -62,16 +62,15 @@ async def states_of(
         model: the name there of the adapter's LoRA, or of the base model.
         row: a question; each choice takes a text of its own, after the prompt.
         head: the settings of a head on the last layer's states.
-        look: called before each request is sent; an exception that it raises cancels the request.
+        sending: entered before each request and left after it; an exception that it raises cancels the request.
     """
 
     async def read(choice: tuple[int, ...], begin: int) -> Tensor:
-        return (await vllm.states(model, row.prompt + choice, head.n_states, look))[begin:].clone()
+        return (await vllm.states(model, row.prompt + choice, head.n_states, sending))[begin:].clone()
 
     read_choices = [tokens[:-1] for tokens in row.continuations if len(tokens) > 1]
     first, *others = read_choices or [()]
-    with_prompt = read(first, 0)
-    values = await asyncio.gather(with_prompt, *(read(choice, row.prompt_tokens) for choice in others))
+    values = await all_of([read(first, 0), *(read(choice, row.prompt_tokens) for choice in others)])
     [layer] = head.depths
     return States(layer, torch.cat(values))
 

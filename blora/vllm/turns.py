@@ -1,10 +1,13 @@
-"""Requests that may run together, and requests of which each runs alone."""
+"""Requests that may run together, requests of which each runs alone, and requests that fail as one."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
-__all__ = ["Turns"]
+__all__ = ["Turns", "all_of"]
+
+T = TypeVar("T")
 
 
 class Turns:
@@ -42,3 +45,14 @@ class Turns:
         async with self._gate:
             await self._none_runs.wait()
             yield
+
+
+async def all_of(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
+    """Return the results of all work, or raise its first error once the rest is cancelled."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

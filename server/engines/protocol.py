@@ -215,6 +215,7 @@ class Engine(Protocol):
 
         Raises:
             AbandonedError: if the control says that no result is wanted any more.
+            UnavailableError: if what computes cannot be reached, whatever the jobs.
         """
 
     async def load_adapter(self, path: Path, name: str) -> AdapterHandle:

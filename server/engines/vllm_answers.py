@@ -1,7 +1,7 @@
 """Answers of a running vLLM about packed rows, under the LoRAs of adapters; lost LoRAs are loaded again."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable, Iterable
+from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from blora.inference.packing import PackedRow, States
 from blora.server.engines.handle import AdapterHandle
-from blora.vllm.client import UnknownLoraError, VllmClient
+from blora.vllm.client import Sending, UnknownLoraError, VllmClient
 from blora.vllm.loras import lora_folder, lora_name, n_loras
 from blora.vllm.states import states_of
 
-__all__ = ["Reads", "VllmAnswers", "all_of"]
+__all__ = ["Reads", "VllmAnswers"]
 
 T = TypeVar("T")
 
@@ -42,32 +42,32 @@ class VllmAnswers:
         """Load a LoRA of the adapter with a digest."""
         await self._vllm.load(lora_name(digest, s), lora_folder(self._folder, digest, s))
 
-    async def log_probs(self, handle: AdapterHandle, row: PackedRow, s: int, look: Callable[[], None]) -> Tensor:
+    async def log_probs(self, handle: AdapterHandle, row: PackedRow, s: int, sending: Sending) -> Tensor:
         """Return the log-probabilities (C,) under one draw of a LoRA, normalised over the choices.
 
         Args:
             handle: an adapter without a head.
             row: the row.
             s: the draw.
-            look: called before each request; an exception that it raises cancels the request.
+            sending: entered before each request and left after it; an exception that it raises cancels the request.
         """
-        totals = await self._under_lora(handle, s, partial(self._totals, lora_name(handle.digest, s), row, look))
+        totals = await self._under_lora(handle, s, partial(self._totals, lora_name(handle.digest, s), row, sending))
         return (torch.tensor(totals) / torch.tensor(row.divisors)).log_softmax(-1)
 
-    async def read(self, handle: AdapterHandle, row: PackedRow, look: Callable[[], None], reads: Reads) -> PackedRow:
+    async def read(self, handle: AdapterHandle, row: PackedRow, sending: Sending, reads: Reads) -> PackedRow:
         """Return a row with its states.
 
         Args:
             handle: an adapter with a head.
             row: the row.
-            look: as for `log_probs`.
+            sending: as for `log_probs`.
             reads: what the run has begun to read, to which this is added.
         """
         head, model = handle.config.head, lora_name(handle.digest, 0) if n_loras(handle.config) else self.base_name
         assert head is not None  # see above
         key = model, row.prompt, row.continuations
         if key not in reads:
-            asking = partial(states_of, self._vllm, model, row, head, look)
+            asking = partial(states_of, self._vllm, model, row, head, sending)
             reads[key] = asyncio.create_task(self._under_lora(handle, 0, asking))
         return replace(row, states=await reads[key])
 
@@ -81,19 +81,8 @@ class VllmAnswers:
             await self.load(handle.digest, s)
             return await ask()
 
-    async def _totals(self, lora: str, row: PackedRow, look: Callable[[], None]) -> list[float]:
+    async def _totals(self, lora: str, row: PackedRow, sending: Sending) -> list[float]:
         """Return the log-probability of each choice's tokens under one draw."""
         if all(len(tokens) == 1 for tokens in row.continuations):
-            return await self._vllm.next_token(lora, row.prompt, [token for (token,) in row.continuations], look)
-        return [await self._vllm.continuation(lora, row.prompt, tokens, look) for tokens in row.continuations]
-
-
-async def all_of(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
-    """Return the results of all work, or raise its first error once the rest is cancelled."""
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            return await self._vllm.next_token(lora, row.prompt, [token for (token,) in row.continuations], sending)
+        return [await self._vllm.continuation(lora, row.prompt, tokens, sending) for tokens in row.continuations]

@@ -9,8 +9,9 @@ gives the same answers.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -31,21 +32,25 @@ from blora.server.engines.loading import check_adapters, local_adapters, model_o
 from blora.server.engines.outcomes import draws_suffice, outcome, probabilities
 from blora.server.engines.packing_engine import PackingEngine, in_thread
 from blora.server.engines.protocol import EngineUnavailableError, Job, Loaded, Outcome
-from blora.server.engines.vllm_answers import Reads, VllmAnswers, all_of
+from blora.server.engines.vllm_answers import Reads, VllmAnswers
 from blora.server.engines.vllm_proof import Proof, answer_of, proof_of
-from blora.server.scheduling.control import Control
+from blora.server.engines.vllm_requests import VllmRequests
+from blora.server.scheduling.control import AbandonedError, Control, UnavailableError
 from blora.server.scheduling.thread_per_task import ThreadPerTask
 from blora.server.settings import Settings
-from blora.vllm.client import VllmClient, VllmError, VllmUnreachableError
+from blora.vllm.client import Sending, VllmClient, VllmError, VllmUnreachableError
 from blora.vllm.loras import lora_name, n_loras, write_loras
 from blora.vllm.states import check_readable, read_log_probs
+from blora.vllm.turns import all_of
 
 __all__ = ["VllmEngine"]
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two looks at whether the result of a run is still wanted.
-LOOK_S = 0.2
+# Seconds between two looks at whether a run is still wanted, or has to give way.
+LOOK_S = 0.05
+# Share of the time for an answer after which a vLLM that has answered nothing is taken for one that hangs.
+HANGS = 0.5
 # Most proofs in a row, while further connections are opened meanwhile.
 PROOFS = 3
 
@@ -112,12 +117,16 @@ class VllmEngine(PackingEngine):
     async def run(self, jobs: Sequence[Job], control: Control | None = None) -> list[Outcome]:
         """Implement Engine. Once no result is wanted any more, requests in progress are cancelled."""
         under, reads = control or Control(), Reads()
-        work = asyncio.create_task(all_of(self._answer(job, under, reads) for job in jobs))
+        requests = VllmRequests(under, self._settings.engine_concurrency)
+        work = asyncio.create_task(all_of(self._answer(job, under, requests, reads) for job in jobs))
         try:
-            while not (await asyncio.wait({work}, timeout=LOOK_S))[0]:
-                if not under.wants(None):
-                    under.look()  # raises
-            return work.result()
+            with _reached():
+                while not (await asyncio.wait({work}, timeout=LOOK_S))[0]:
+                    if not under.wants(None):
+                        self._check_answers(requests)
+                        under.look()  # raises
+                    await requests.give_way()
+                return work.result()
         finally:
             for task in (work, *reads.values()):
                 task.cancel()
@@ -135,6 +144,7 @@ class VllmEngine(PackingEngine):
             proof = await in_thread(self._working, partial(self._prove_here, adapter, handle))
             await self._prove(handle, proof)
         except Exception as exc:
+            self._proved_at.pop(handle, None)
             await self._unload(handle)
             if isinstance(exc, OSError | VllmError):
                 passing = isinstance(exc, VllmUnreachableError | OSError)  # such as a full disk
@@ -173,7 +183,8 @@ class VllmEngine(PackingEngine):
     async def probe(self) -> None:
         """Implement Engine."""
         for handle in self._serving[:1]:
-            await self._prove(handle, self._proofs[handle])
+            with _reached():
+                await self._prove(handle, self._proofs[handle])
 
     async def close(self) -> None:
         """Implement Engine."""
@@ -216,46 +227,56 @@ class VllmEngine(PackingEngine):
     async def _prove_if_new(self, handle: AdapterHandle) -> None:
         """Prove an adapter again if connections were opened since, which a vLLM that was started again takes."""
         async with self._proving:
-            if self._proved_at[handle] == self._vllm.connections:
+            proof = self._proofs.get(handle)  # None once it was unloaded for so long that nobody waits for the answer
+            if proof is None or self._proved_at[handle] == self._vllm.connections:
                 return
             try:
-                await self._prove(handle, self._proofs[handle])
+                await self._prove(handle, proof)
             except AdapterError as exc:
                 raise VllmError(str(exc)) from exc
 
+    def _check_answers(self, requests: VllmRequests) -> None:
+        """Raise an error if a run that nobody waits for any more has had no answer for long."""
+        if requests.unanswered_s > HANGS * self._settings.timeout_s:
+            raise UnavailableError(f"vLLM has answered nothing for {requests.unanswered_s:.0f} s")
+
     async def _ask_once(self, handle: AdapterHandle, row: PackedRow, reads: Reads) -> tuple[Tensor, Tensor | None]:
         """Return the recalibrated probabilities (C,) under the first draw, and the states that a head reads."""
-        look = Control().look
         if handle.config.head is None:
-            return answer_of(handle, row, await self._answers.log_probs(handle, row, 0, look)), None
-        log_probs, features = await self._read_there(handle, row, 1, look, reads)
+            return answer_of(handle, row, await self._answers.log_probs(handle, row, 0, nullcontext)), None
+        log_probs, features = await self._read_there(handle, row, 1, nullcontext, reads)
         return answer_of(handle, row, log_probs[0]), features.prompt
 
     async def _read_there(
-        self, handle: AdapterHandle, row: PackedRow, n_samples: int, look: Callable[[], None], reads: Reads
+        self, handle: AdapterHandle, row: PackedRow, n_samples: int, sending: Sending, reads: Reads
     ) -> tuple[Tensor, Features]:
         """Return log-probabilities (S, C) under the first draws of a head, and the features, from states of vLLM's."""
         draws = handle.bank.first(n_samples)
         assert isinstance(draws, HeadDraws)  # the adapter has a head
-        read = await self._answers.read(handle, row, look, reads)
+        read = await self._answers.read(handle, row, sending, reads)
         return await in_thread(self._working, partial(read_log_probs, self._loaded_base(), draws, read))
 
-    async def _answer_by_head(self, job: Job, look: Callable[[], None], reads: Reads) -> Outcome:
+    async def _answer_by_head(self, job: Job, sending: Sending, reads: Reads) -> Outcome:
         """Return the outcome under all draws of a head, from one pass in vLLM."""
-        log_probs, features = await self._read_there(job.handle, job.row, job.n_samples, look, reads)
+        log_probs, features = await self._read_there(job.handle, job.row, job.n_samples, sending, reads)
         await self._prove_if_new(job.handle)
         [distance] = job.handle.distances(features)
         return outcome(job, log_probs, distance, VLLM)
 
-    async def _answer(self, job: Job, control: Control, reads: Reads) -> Outcome:
+    async def _answer(self, job: Job, control: Control, requests: VllmRequests, reads: Reads) -> Outcome:
         """Return the outcome under all draws, or enough draws for the decision; a failure raises."""
         if job.handle.config.head is not None:
-            return await self._answer_by_head(job, control.look, reads)
-        row = job.row
+            return await self._answer_by_head(job, requests.sending, reads)  # several jobs may read one text
+        row, sending = job.row, partial(requests.sending, job)
         seen = torch.empty(0, row.n_choices)
         for start, stop in pairwise([0, *(looks(job.n_samples) if job.stop is not None else [job.n_samples])]):
             asked = range(start, stop)
-            log_probs = await all_of(self._answers.log_probs(job.handle, row, s, control.look) for s in asked)
+            try:
+                log_probs = await all_of(self._answers.log_probs(job.handle, row, s, sending) for s in asked)
+            except AbandonedError:
+                control.look()  # raises, unless others are still wanted
+                control.dropped(job)
+                return Outcome(seen)
             seen = torch.cat([seen, probabilities(job, torch.stack(log_probs), VLLM)])
             if draws_suffice(job, seen) or not control.wants(job):
                 break
@@ -265,3 +286,12 @@ class VllmEngine(PackingEngine):
         else:
             control.dropped(job)
         return Outcome(seen)
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Raise UnavailableError in place of the error of a vLLM that does not answer."""
+    try:
+        yield
+    except VllmUnreachableError as exc:
+        raise UnavailableError(str(exc)) from exc

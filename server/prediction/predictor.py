@@ -23,6 +23,7 @@ from blora.server.errors import (
     InvalidRequestError,
     ModelFailureError,
     NonFiniteError,
+    NotReadyError,
     ServerError,
     TooLargeError,
 )
@@ -42,6 +43,7 @@ from blora.server.prediction.together import Member, Text
 from blora.server.prediction.tokenizing import Lengths
 from blora.server.scheduling.admission import Owner, Room
 from blora.server.scheduling.batcher import Batcher, Completed, Work
+from blora.server.scheduling.control import UnavailableError
 from blora.server.scheduling.turns import Turns
 from blora.server.schemas.requests import MAX_SAMPLE_VALUES, PredictRequest
 from blora.server.settings import Settings
@@ -373,6 +375,8 @@ class Predictor:
             done = await self._batcher.submit(work, deadline=deadline)
         except ServerError:
             raise
+        except UnavailableError as exc:
+            raise NotReadyError("What computes the answers cannot be reached at the moment: try again later.") from exc
         except NumericalError as exc:
             logger.error("%s", exc)
             raise _non_finite() from exc

@@ -19,6 +19,7 @@ from blora.server.monitoring.metrics import ServerMetrics
 from blora.server.monitoring.tracing import Traces
 from blora.server.prediction.predictor import Predictor
 from blora.server.scheduling.batcher import Batcher
+from blora.server.scheduling.control import UnavailableError
 from blora.server.scheduling.thread_per_task import StalledError, ThreadPerTask
 from blora.server.settings import Settings
 
@@ -161,6 +162,8 @@ class Service:
                 self._probing = asyncio.create_task(self._engine.probe(), name="probing")
             try:
                 await asyncio.shield(self._probing)
+            except UnavailableError as exc:
+                raise NotReadyError(f"The model cannot be reached ({exc}): use another replica until it is") from exc
             except Exception as exc:
                 logger.exception("The model fails")
                 raise NotReadyError("The model's forward pass fails: see the log.") from exc

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar, cast
 
 from blora.server.errors import DeadlineExceededError, DrainingError, QueueFullError
 from blora.server.scheduling.admission import Admission, QueueState, held_by_owner
-from blora.server.scheduling.control import AbandonedError, Control
+from blora.server.scheduling.control import AbandonedError, Control, UnavailableError
 from blora.server.scheduling.demand import RefusedWork
 from blora.server.scheduling.fair_share import FairShare
 from blora.server.scheduling.observer import BatchObserver
@@ -154,9 +154,9 @@ class Batcher(Generic[P, R]):
     async def stop(self) -> None:
         """Stop the worker at once; every input without a result fails with DrainingError."""
         self.stop_admitting()
-        self._give_up(self._queue)
+        self._fail(self._queue, self._draining_error())
         for run in self._begun():
-            self._give_up(run.items)
+            self._fail(run.items, self._draining_error())
             run.control.go_on()  # lets its thread reach a checkpoint, where it is abandoned
         tasks = [self._worker, *(run.task for run in self._begun())]
         self._worker = None
@@ -164,10 +164,11 @@ class Batcher(Generic[P, R]):
             task.cancel()
         await asyncio.gather(*filter(None, tasks), return_exceptions=True)
 
-    def _give_up(self, items: Iterable[Item[P, R]]) -> None:
+    @staticmethod
+    def _fail(items: Iterable[Item[P, R]], error: Exception) -> None:
         for item in items:
             if not item.future.done():
-                item.future.set_exception(self._draining_error())
+                item.future.set_exception(error)
 
     def _begun(self) -> list[Run[P, R]]:
         return [*self._parked, *([self._active] if self._active is not None else [])]
@@ -329,7 +330,7 @@ class Batcher(Generic[P, R]):
     async def _compute(self, run: Run[P, R]) -> None:
         items = run.items
         try:
-            if await self._attempt(run) or len(items) == 1:
+            if await self._attempt(run):
                 return
             # One by one, so that a failing input does not fail the others, and not for lack of room.
             run.is_full = False
@@ -340,19 +341,17 @@ class Batcher(Generic[P, R]):
                 else:
                     self._count_dropped(run, None)
         except asyncio.CancelledError:
-            self._give_up(items)
+            self._fail(items, self._draining_error())
             raise
         except Exception as exc:  # of the records after a pass: nobody else would tell those who wait
-            for item in items:
-                if not item.future.done():
-                    item.future.set_exception(exc)
+            self._fail(items, exc)
         finally:
             if run in self._parked:  # a parked run only ends by being cancelled
                 self._parked.remove(run)
             self._release_worker(run)
 
     async def _attempt(self, run: Run[P, R]) -> bool:
-        """Compute the items of a run and return whether that succeeded. A single item that fails gets the exception."""
+        """Compute the items of a run and return whether that was all. A single item that fails gets the exception."""
         began_s = run.worker_s
         try:
             results = await self._run([item.work.payload for item in run.items], run.control)
@@ -361,12 +360,14 @@ class Batcher(Generic[P, R]):
             self._count_dropped(run, None)
             return True
         except Exception as exc:
-            self.last_forward_failed = True
-            if len(run.items) > 1:
+            away, self.last_forward_failed, before = isinstance(exc, UnavailableError), True, self.last_forward_failed
+            if len(run.items) > 1 and not away:
                 logger.warning("A forward pass of %d inputs failed; each runs alone now", len(run.items), exc_info=exc)
-            elif not run.items[0].future.done():
-                run.items[0].future.set_exception(exc)
-            return False
+                return False
+            if away and not before:
+                logger.warning("Nothing can be computed: %s", exc)
+            self._fail(run.items, exc)
+            return True
         finally:
             seconds = run.worker_s - began_s
             self._observer.worked(seconds)

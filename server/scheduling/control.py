@@ -1,14 +1,19 @@
 """Messages between the event loop and a run in another thread: go on, wait, or stop."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-__all__ = ["AbandonedError", "Control"]
+__all__ = ["AbandonedError", "Control", "UnavailableError"]
 
 
 class AbandonedError(Exception):
     """No result of the run is wanted any more: every client has left, or every deadline has passed."""
+
+
+class UnavailableError(Exception):
+    """What computes the run cannot be reached at the moment: no input of the run is to blame."""
 
 
 def _always(payload: object) -> bool:
@@ -45,15 +50,15 @@ class Control:
         self._turn: Future[None] = Future()  # done while the run may go on
         self._turn.set_result(None)
 
-    def look(self) -> None:
-        """Record progress, and stop if no result is wanted; for runs without a thread, which cannot be made to wait.
+    def look(self, payload: object = None) -> None:
+        """Record progress, and stop if the result of a payload, or of every payload (None), is not wanted any more.
 
         Raises:
-            AbandonedError: if no result of the run is wanted any more.
+            AbandonedError: if it is not.
         """
         self.last_sign = time.monotonic()
-        if not self.wants(None):
-            raise AbandonedError("no result of this run is wanted any more")
+        if not self.wants(payload):
+            raise AbandonedError("the result is not wanted any more")
 
     def checkpoint(self, wait: Callable[[Future[None]], object] = Future.result) -> None:
         """Record progress, and wait while the run is parked; called in the run's thread.
@@ -71,6 +76,23 @@ class Control:
             wait(turn)
             self.look()
 
+    async def give_way(self) -> None:
+        """Wait while the run is parked; for runs without a thread, called on the event loop.
+
+        Raises:
+            AbandonedError: if no result of the run is wanted any more.
+        """
+        turn = self._turn  # as in `checkpoint`
+        if not turn.done():
+            self._parked()
+            await _done(turn)
+            self.look()
+
+    async def turn(self) -> None:
+        """Wait for the part of a run that sends nothing while the run is parked, which `give_way` announces."""
+        while not self._turn.done():
+            await _done(self._turn)
+
     @property
     def is_to_park(self) -> bool:
         """Return whether the run is to wait at its next checkpoint."""
@@ -86,3 +108,7 @@ class Control:
         self.last_sign = time.monotonic()
         if not self._turn.done():
             self._turn.set_result(None)
+
+
+async def _done(turn: Future[None]) -> None:
+    await asyncio.shield(asyncio.wrap_future(turn))  # whoever stops waiting would cancel it for all

@@ -43,11 +43,14 @@ def vllm_server(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("vllm")
     model = Path(load_base_model().model.name_or_path)
     flags = {"engine": "vllm", "engine_folder": str(folder / "draws"), "timeout_s": "600"}
-    with (
-        vllm(Path(str(PYTHON)), model, folder / "vllm.log", max_loras=2) as url,
-        serve(folder / "log", adapters=f"triage={adapter}", engine_url=url, **flags) as server,
-    ):
-        yield server
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_API_KEY", "asked-for-and-given")
+        with (
+            vllm(Path(str(PYTHON)), model, folder / "vllm.log", max_loras=2) as url,
+            serve(folder / "log", adapters=f"triage={adapter}", engine_url=url, **flags) as server,
+        ):
+            assert httpx.get(f"{url}/v1/models").status_code == 401
+            yield server
 
 
 def ask(server: Server, body: dict[str, Any]) -> dict[str, float]:

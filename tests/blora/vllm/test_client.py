@@ -127,3 +127,21 @@ async def test_states_of_another_size_are_an_error(monkeypatch: pytest.MonkeyPat
     with pytest.raises(VllmError, match="bytes in place of 256, the states of 2 tokens: let vLLM serve the same"):
         await client.states("base", [1, 2], 32)
     await client.close()
+
+
+async def test_a_vllm_that_asks_for_a_key_is_given_the_one_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.headers.get("authorization") != "Bearer its-key":
+            return httpx.Response(401, json={"error": "Unauthorized"})
+        return httpx.Response(200, json={"data": [{"id": "base", "max_model_len": 512}], "choices": [{}]})
+
+    monkeypatch.setattr(httpx, "AsyncHTTPTransport", lambda **_: httpx.MockTransport(answer))
+    for key in ("", "another"):
+        monkeypatch.setenv("VLLM_API_KEY", key)
+        client = VllmClient("http://vllm", timeout_s=5, concurrency=1)
+        with pytest.raises(VllmError, match="set VLLM_API_KEY to the key"):
+            await client.base_model()
+        with pytest.raises(VllmError, match="set VLLM_API_KEY to the key"):
+            await client.states("base", [1], 8)
+    monkeypatch.setenv("VLLM_API_KEY", "its-key")
+    assert await VllmClient("http://vllm", timeout_s=5, concurrency=1).base_model() == ("base", 512)

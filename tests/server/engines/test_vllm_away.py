@@ -1,0 +1,169 @@
+"""Runs of the vLLM engine that give way or are called off in part, and a vLLM that is away or hangs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from blora.server.app import create_app
+from blora.server.engines.protocol import Job
+from blora.server.engines.vllm_engine import VllmEngine
+from blora.server.scheduling.control import AbandonedError, Control, UnavailableError
+from blora.vllm.client import VllmClient
+from tests.server.engines.asking import CHOICES, settings
+from tests.server.engines.fake_vllm import FakeVllm, fake_vllm
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's
+
+
+@pytest.fixture
+async def vllm(folder: Path) -> AsyncIterator[FakeVllm]:
+    async with fake_vllm(folder / "tiny") as fake:
+        yield fake
+
+
+@pytest.fixture
+async def engine(folder: Path, vllm: FakeVllm, tmp_path: Path) -> AsyncIterator[VllmEngine]:
+    made = VllmEngine(chosen(folder, vllm, tmp_path, timeout_s=2.0, engine_concurrency=2))
+    yield made
+    await made.close()
+
+
+def chosen(folder: Path, fake: FakeVllm, tmp_path: Path, **more: Any) -> Any:
+    return settings(folder, "one", engine="vllm", engine_url=fake.url, engine_folder=tmp_path / "draws", **more)
+
+
+async def job(engine: VllmEngine, handle: Any, question: str) -> Job:
+    row = await engine.pack(handle, prompt=question, messages=None, choices=CHOICES, scoring=None)
+    return Job(handle, row, 4, None, None)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_run_gives_way_between_two_requests_and_then_ends(engine: VllmEngine, vllm: FakeVllm) -> None:
+    [handle] = (await engine.load()).adapters
+    parked, before = asyncio.Event(), vllm.asked
+    control = Control(parked=parked.set)
+    long = asyncio.create_task(engine.run([await job(engine, handle, "why")], control))
+    await until(lambda: vllm.asked > before)
+    control.park()
+    await asyncio.wait_for(parked.wait(), 5)
+    asked = vllm.asked
+    assert asked - before < 4 * len(CHOICES)
+    [other] = await engine.run([await job(engine, handle, "another")])
+    assert len(other.probs) == 4
+    assert vllm.asked - asked == 4 * len(CHOICES)
+    assert not long.done()
+    control.go_on()
+    [found] = await long
+    assert len(found.probs) == 4
+    assert vllm.asked - before == 8 * len(CHOICES)
+
+
+async def test_a_parked_run_that_nobody_wants_any_more_ends_once_it_has_its_turn(
+    engine: VllmEngine, vllm: FakeVllm
+) -> None:
+    [handle] = (await engine.load()).adapters
+    parked, left = asyncio.Event(), asyncio.Event()
+    control = Control(lambda payload: not left.is_set(), parked.set)
+    control.park()
+    asked = vllm.asked
+    running = asyncio.create_task(engine.run([await job(engine, handle, "why")], control))
+    await asyncio.wait_for(parked.wait(), 5)
+    left.set()
+    control.go_on()
+    with pytest.raises(AbandonedError):
+        await asyncio.wait_for(running, 5)
+    assert vllm.asked == asked
+
+
+async def test_a_question_that_nobody_waits_for_is_dropped_and_the_others_are_answered(
+    engine: VllmEngine, vllm: FakeVllm
+) -> None:
+    [handle] = (await engine.load()).adapters
+    gone, wanted = [await job(engine, handle, question) for question in ("gone", "wanted")]
+    dropped: list[object] = []
+    asked = vllm.asked
+    control = Control(lambda payload: payload is not gone, dropped=dropped.append)
+    _, found = await engine.run([gone, wanted], control)
+    assert dropped == [gone]
+    assert len(found.probs) == 4
+    assert vllm.asked - asked == 4 * len(CHOICES)
+
+
+async def test_questions_while_vllm_is_away_are_told_to_try_again_and_the_log_says_so_once(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncExitStack() as up:
+        async with fake_vllm(folder / "tiny") as vllm:
+            app = create_app(chosen(folder, vllm, tmp_path))
+            await up.enter_async_context(app.router.lifespan_context(app))
+            await app.state.service.settled.wait()
+        client = await up.enter_async_context(httpx.AsyncClient(transport=httpx.ASGITransport(app)))
+        caplog.clear()
+
+        async def ask() -> httpx.Response:
+            return await client.post("http://t/v1/predict", json={"prompt": "why"})
+
+        for answer in [*await asyncio.gather(*(ask() for _ in range(4))), await ask()]:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+        [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert "vLLM at" in record.message
+        assert "Traceback" not in caplog.text
+        ready = await client.get("http://t/readyz")
+        assert ready.status_code == 503
+        assert "vLLM at" in ready.json()["error"]["message"]
+        assert "Traceback" not in caplog.text
+        async with fake_vllm(folder / "tiny", vllm.port):
+            assert (await client.get("http://t/readyz")).status_code == 200
+            assert (await ask()).status_code == 200
+
+
+async def test_a_vllm_that_answers_nothing_for_long_is_taken_for_unavailable(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [handle] = (await engine.load()).adapters
+
+    async def never(*args: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(VllmClient, "_post", never)
+    left = asyncio.Event()
+    running = asyncio.create_task(
+        engine.run([await job(engine, handle, "why")], Control(lambda payload: not left.is_set()))
+    )
+    await asyncio.sleep(1.5)  # of the two seconds that an answer may take
+    left.set()
+    with pytest.raises(UnavailableError, match="answered nothing for"):
+        await asyncio.wait_for(running, 5)
+
+
+async def test_a_vllm_that_starts_or_ends_is_taken_for_unavailable(
+    engine: VllmEngine, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [handle] = (await engine.load()).adapters
+
+    async def busy(*args: Any) -> httpx.Response:
+        return httpx.Response(503, text="starting")
+
+    monkeypatch.setattr(VllmClient, "_post", busy)
+    with pytest.raises(UnavailableError, match="503 'starting'"):
+        await engine.run([await job(engine, handle, "why")])
+    with pytest.raises(UnavailableError):
+        await engine.probe()
+
+
+async def test_an_answer_that_outlives_its_adapter_harms_nobody(engine: VllmEngine, vllm: FakeVllm) -> None:
+    [handle] = (await engine.load()).adapters
+    await engine.forget(handle)
+    await until(lambda: not vllm.loras)
+    [found] = await engine.run([await job(engine, handle, "why")])
+    assert len(found.probs) == 4
