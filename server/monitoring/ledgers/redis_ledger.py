@@ -4,9 +4,10 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -23,8 +24,6 @@ from blora.server.monitoring.logs import ThrottledLogger
 __all__ = ["RedisLedger"]
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # Version of the stored format: replicas with another version neither read nor count these entries.
 _PREFIX = "blora:2"
@@ -75,6 +74,8 @@ return earliest
 """
 # Most predictions that wait to be written; beyond them Redis is too slow, and predictions are not stored.
 _MAX_WAITING = 1000
+# Failures of Redis, and of redis-py or of the functions below on replies of something else at its address.
+_FAILURES = (RedisError, LookupError, TypeError, ValueError)
 
 
 class _Unwritten(NamedTuple):
@@ -152,7 +153,7 @@ class RedisLedger:
                         pipe.hset(key, "entry", _json(one.entry)).expire(key, self._keep_s)
                     await pipe.execute()
                 stored = True
-            except RedisError as exc:
+            except _FAILURES as exc:
                 stored = False
                 self._failures.warning(
                     f"Redis failed ({type(exc).__name__}): {len(self._in_flight)} predictions are not remembered for "
@@ -168,29 +169,19 @@ class RedisLedger:
         key = _prediction(prediction_id)
         if (unwritten := self._in_flight.get(key) or self._waiting.get(key)) is not None:
             return unwritten.entry
-        found = await _tried(self._redis.hget(key, "entry"))
-        if found is None:
-            return None
-        fields = json.loads(found)
-        return Entry(
-            adapter=Contents(*fields["adapter"]),
-            client=fields["client"],
-            salt=bytes.fromhex(fields["salt"]),
-            choices=bytes.fromhex(fields["choices"]),
-            leader=fields["leader"],
-            target_risk=fields["target_risk"],
-            requested=fields["requested"],
-            labels=bytes.fromhex(fields.get("labels", "")),
-        )
+        with _failures_told():
+            found = await self._redis.hget(key, "entry")
+            return _entry(found) if found is not None else None
 
     async def settle(self, prediction_id: str, entry: Entry, label: int) -> Settled:
         """Implement Ledger."""
         keys = [_prediction(prediction_id)]
         if entry.target_risk is not None and entry.requested:
             keys.append(_outcomes(entry.adapter, entry.target_risk))
-        told = await _tried(self._redis.eval(_SETTLE, len(keys), *keys, label, entry.leader, self._keep_s))
-        before, *counts = map(int, told)
-        return Settled(None if before < 0 else before, Tally(*counts) if counts else None)
+        with _failures_told():
+            told = await self._redis.eval(_SETTLE, len(keys), *keys, label, entry.leader, self._keep_s)
+            before, *counts = map(int, told)
+            return Settled(None if before < 0 else before, Tally(*counts) if counts else None)
 
     async def tally(self, adapter: Contents, target_risk: float) -> Tally | None:
         """Implement Ledger; counts that are looked at expire later, after the predictions that were stored before.
@@ -198,26 +189,30 @@ class RedisLedger:
         A Redis that runs out of memory drops first what expires first.
         """
         key, fields = _outcomes(adapter, target_risk), ("outcomes", "wrong", "cleared", "rejected_at")
-        async with self._redis.pipeline() as pipe:
-            counts, _ = await _tried(pipe.hmget(key, fields).expire(key, self._keep_s).execute())
-        return Tally(*(-1 if count is None else int(count) for count in counts)) if counts[0] is not None else None
+        with _failures_told():
+            async with self._redis.pipeline() as pipe:
+                counts, _ = await pipe.hmget(key, fields).expire(key, self._keep_s).execute()
+            return Tally(*(-1 if count is None else int(count) for count in counts)) if counts[0] is not None else None
 
     async def reject(self, adapter: Contents, target_risk: float, n_cleared: int) -> None:
         """Implement Ledger."""
-        await _tried(self._redis.eval(_REJECT, 1, _outcomes(adapter, target_risk), n_cleared, self._keep_s))
+        with _failures_told():
+            await self._redis.eval(_REJECT, 1, _outcomes(adapter, target_risk), n_cleared, self._keep_s)
 
     async def count(self, adapter: Contents, counter: str, own: Seen) -> Counted:
         """Implement Ledger."""
         counts = f"{own.n_answers} {own.n_unfamiliar}"
-        kept = await _tried(self._redis.eval(_COUNT, 1, _drift(adapter), f"counter:{counter}", counts, self._keep_s))
-        fields = dict(zip(kept[::2], kept[1::2], strict=True))
-        noticed = fields.pop(b"noticed", None)
-        counters = {name.decode(): Seen(*map(int, value.split()[:2])) for name, value in fields.items()}
-        return Counted(counters, int(noticed) if noticed is not None else None)
+        with _failures_told():
+            kept = await self._redis.eval(_COUNT, 1, _drift(adapter), f"counter:{counter}", counts, self._keep_s)
+            fields = dict(zip(kept[::2], kept[1::2], strict=True))
+            noticed = fields.pop(b"noticed", None)
+            counters = {name.decode(): Seen(*map(int, value.split()[:2])) for name, value in fields.items()}
+            return Counted(counters, int(noticed) if noticed is not None else None)
 
     async def notice(self, adapter: Contents, at: int) -> int:
         """Implement Ledger."""
-        return int(await _tried(self._redis.eval(_NOTICE, 1, _drift(adapter), at)))
+        with _failures_told():
+            return int(await self._redis.eval(_NOTICE, 1, _drift(adapter), at))
 
     def forget(self, adapter: Contents) -> None:
         """Do nothing: other replicas may still serve the adapter, and its entries expire."""
@@ -252,7 +247,7 @@ def _password(url: str, file: Path) -> str:
 
 
 def _json(entry: Entry) -> str:
-    """Return an entry as text, which `find` reads."""
+    """Return an entry as text, which `_entry` reads."""
     labels = {"labels": entry.labels.hex()} if entry.labels else {}
     return json.dumps(
         {
@@ -268,6 +263,21 @@ def _json(entry: Entry) -> str:
     )
 
 
+def _entry(text: bytes) -> Entry:
+    """Return the entry that a text holds."""
+    fields = json.loads(text)
+    return Entry(
+        adapter=Contents(*fields["adapter"]),
+        client=fields["client"],
+        salt=bytes.fromhex(fields["salt"]),
+        choices=bytes.fromhex(fields["choices"]),
+        leader=fields["leader"],
+        target_risk=fields["target_risk"],
+        requested=fields["requested"],
+        labels=bytes.fromhex(fields.get("labels", "")),
+    )
+
+
 def _outcomes(adapter: Contents, target_risk: float) -> str:
     return f"{_PREFIX}:outcomes:{':'.join(adapter)}:{target_risk:g}"
 
@@ -280,10 +290,12 @@ def _prediction(prediction_id: str) -> str:
     return f"{_PREFIX}:prediction:{prediction_id}"
 
 
-async def _tried(answer: Awaitable[T]) -> T:
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """Raise the server's error for failures of Redis and replies that cannot be read."""
     try:
-        return await answer
-    except RedisError as exc:
+        yield
+    except _FAILURES as exc:
         raise FeedbackUnavailableError(
             f"The store of predictions fails ({type(exc).__name__}): report the outcome again later."
         ) from exc
