@@ -72,7 +72,7 @@ def _unfamiliar() -> str:
     return " / ".join(_rate(metric, "adapter", OF) for metric in ("blora_unfamiliar_total", "blora_familiarity_count"))
 
 
-_OURS = "model_failure|non_finite|internal_error|deadline_exceeded"
+_OURS = "model_failure|engine_unreachable|non_finite|internal_error|deadline_exceeded"
 
 ROWS: dict[str, tuple[Panel, ...]] = {
     "Traffic": (

@@ -20,7 +20,8 @@ ServerError
 ├── NonFiniteError          the forward pass returned NaN or infinity
 ├── InternalError           a bug in the server
 ├── FeedbackUnavailableError  the store of predictions is unreachable
-├── NotReadyError           the model is not loaded, or cannot be reached
+├── NotReadyError           the model is not loaded
+├── EngineUnreachableError  what computes the answers cannot be reached
 ├── AdapterUnavailableError  an adapter cannot be read, or loaded by the engine, at the moment
 ├── DrainingError           the server is shutting down
 ├── DeadlineExceededError   an answer or the reading of an adapter missed its deadline
@@ -41,6 +42,7 @@ __all__ = [
     "DigestMismatchError",
     "DisconnectedError",
     "DrainingError",
+    "EngineUnreachableError",
     "FeedbackUnavailableError",
     "ForbiddenError",
     "InternalError",
@@ -120,7 +122,8 @@ CODES: dict[str, Code] = {
     "internal_error": Code(500, "A bug in the server"),
     "adapter_unavailable": Code(503, "An adapter cannot be read or loaded at the moment"),
     "feedback_unavailable": Code(503, "The store of predictions cannot be reached"),
-    "not_ready": Code(503, "The model is not loaded, or cannot be reached"),
+    "engine_unreachable": Code(503, "What computes the answers, vLLM, cannot be reached"),
+    "not_ready": Code(503, "The model is not loaded"),
     "too_many_connections": Code(503, "All connections are in use"),
     "draining": Code(503, "The server is shutting down"),
     "adapter_stalled": Code(504, "An adapter's files could not be read in time"),
@@ -304,9 +307,15 @@ class InternalError(ServerError):
 
 
 class NotReadyError(ServerError):
-    """The model is still loading, could not be loaded, or cannot be reached."""
+    """The model is still loading, or could not be loaded."""
 
     code = "not_ready"
+
+
+class EngineUnreachableError(ServerError):
+    """What computes the answers cannot be reached at the moment."""
+
+    code = "engine_unreachable"
 
 
 class AdapterUnavailableError(ServerError):

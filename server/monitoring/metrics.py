@@ -40,7 +40,7 @@ _OF_NO_ADAPTER = (
 )
 _OF_ADAPTER = (
     *("answered", "abstained", "disconnected", "queue_full"),
-    *("model_failure", "non_finite", "internal_error", "deadline_exceeded"),
+    *("model_failure", "engine_unreachable", "non_finite", "internal_error", "deadline_exceeded"),
 )
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

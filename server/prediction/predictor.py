@@ -19,11 +19,11 @@ from blora.server.engines.protocol import Engine, Job, ModelInfo, Outcome
 from blora.server.errors import (
     DeadlineExceededError,
     DisconnectedError,
+    EngineUnreachableError,
     InternalError,
     InvalidRequestError,
     ModelFailureError,
     NonFiniteError,
-    NotReadyError,
     ServerError,
     TooLargeError,
 )
@@ -376,7 +376,7 @@ class Predictor:
         except ServerError:
             raise
         except UnavailableError as exc:
-            raise NotReadyError("What computes the answers cannot be reached at the moment: try again later.") from exc
+            raise EngineUnreachableError("What computes the answers cannot be reached: try again later.") from exc
         except NumericalError as exc:
             logger.error("%s", exc)
             raise _non_finite() from exc

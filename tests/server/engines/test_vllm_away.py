@@ -114,7 +114,7 @@ async def test_questions_while_vllm_is_away_are_told_to_try_again_and_the_log_sa
             return await client.post("http://t/v1/predict", json={"prompt": "why"})
 
         for answer in [*await asyncio.gather(*(ask() for _ in range(4))), await ask()]:
-            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unreachable")
         [record] = [record for record in caplog.records if record.levelname == "WARNING"]
         assert "vLLM at" in record.message
         assert "Traceback" not in caplog.text

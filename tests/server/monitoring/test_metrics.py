@@ -138,7 +138,7 @@ async def test_the_outcomes_that_alerts_count_start_at_0_and_an_adapters_end_wit
     of_none = {"unauthorized", "forbidden", "queue_full", "too_many_connections", "not_ready", "feedback_unavailable"}
     of_none |= {"internal_error", "deadline_exceeded"}
     of_one = {"answered", "abstained", "disconnected", "queue_full", "model_failure", "non_finite", "internal_error"}
-    of_one |= {"deadline_exceeded"}
+    of_one |= {"deadline_exceeded", "engine_unreachable"}
     triage, unknown = ({(name, each) for each in part} for name, part in (("triage", of_one), ("unknown", of_none)))
     served = handle("triage", TRIAGE_DIGEST, choices=CHOICES)
     async with running(FakeEngine((served,))) as server:
