@@ -162,7 +162,8 @@ class InducingFactor(nn.Module):
         L_r, L_c, T_r, T_c, *_ = self._geometry()
         V = torch.linalg.pinv(T_r @ L_r) @ (W.to(T_r) / self.prior_std) @ torch.linalg.pinv(L_c.mT @ T_c)
         self.family.shift(V - self.family.mean())
-        error = (self.mean() - W).norm() / W.norm().clamp_min(torch.finfo(W.dtype).tiny)
+        # Of a matrix of zeros, such as a new LoRA's second factor, the spread of a prior weight is the measure.
+        error = (self.mean() - W).norm() / W.norm().clamp_min(self.prior_std)
         if not error <= MEAN_ERROR:
             raise NumericalError(
                 f"got a mean for {self.name} that {len(self.Z_r)} x {len(self.Z_c)} inducing weights cannot reach "

@@ -243,7 +243,10 @@ class Regression:
     def check_told_apart(self) -> None:
         """Raise a DataError if the states of all rows are the same."""
         if not self.blank.directions.any():
-            raise DataError("got training rows that the model cannot tell apart, expected at least two different texts")
+            raise DataError(
+                "got training rows that the model cannot tell apart, expected at least two different texts: bring more "
+                "rows, of which some are set aside for validation"
+            )
 
     def precision_of(self, state_precision: float) -> float:
         """Return the prior precision of the projected states' weights, of a precision per standardised state."""

@@ -350,9 +350,9 @@ def test_a_mean_of_another_shape_is_refused() -> None:
 def test_the_mean_of_a_flow_can_be_set_while_it_is_the_identity() -> None:
     config = PosteriorConfig(family="flow", inducing_rows=4, inducing_cols=4)
     f = InducingFactor(3, 40, config, 0.0, generator(), "layer.A").double()
-    wanted = torch.randn(*f.shape, generator=generator(1), dtype=torch.float64)
-    f.set_mean(wanted)
-    close(f.mean(), wanted, 1e-6)
+    for wanted in (torch.randn(*f.shape, generator=generator(1), dtype=torch.float64), torch.zeros(*f.shape).double()):
+        f.set_mean(wanted)
+        close(f.mean(), wanted, 1e-6)
 
 
 # Widening
