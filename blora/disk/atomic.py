@@ -8,14 +8,33 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from blora.errors import AdapterError
 
-__all__ = ["HIDDEN", "locked", "new_folder", "remove_abandoned", "write_file"]
+__all__ = ["HIDDEN", "locked", "naming", "new_folder", "remove_abandoned", "write_file"]
 
 # How the names of hidden files and folders begin.
 HIDDEN = ".partial-"
 # Age at which a hidden folder counts as abandoned; no conversion or download takes a day.
 STALE_S = 24 * 3600
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a path in the errors of a disk that do not: those of an open file, and those of safetensors.
+
+    Raises:
+        OSError: if what is written within the context cannot be.
+    """
+    try:
+        yield
+    except SafetensorError as exc:
+        raise OSError(f"{path} cannot be written: {exc}") from exc
+    except OSError as exc:
+        if exc.errno is not None and exc.filename is None:
+            exc.filename = str(path)
+        raise
 
 
 def _readable(descriptor: int) -> None:
@@ -43,7 +62,7 @@ def write_file(file: Path, text: str, *, prepare: Callable[[int], None] = _reada
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f"{HIDDEN}{file.name}-")
     partial = Path(name)
     try:
-        with open(descriptor, "w", encoding="utf-8") as out:
+        with naming(file), open(descriptor, "w", encoding="utf-8") as out:
             out.write(text)
             prepare(descriptor)
             out.flush()
@@ -112,7 +131,8 @@ def new_folder(folder: Path, *, place: Callable[[Path, Path], None] | None = Non
         around.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=around, prefix=f"{HIDDEN}{folder.name}-"))
     try:
-        yield partial
+        with naming(folder):
+            yield partial
         for written in (*partial.rglob("*"), partial):
             written.chmod(0o755 if written.is_dir() else 0o644)
             _flush(written)

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from blora.disk.atomic import naming
 from blora.errors import BaseModelError, ConfigError
 from blora.server.batch.rows import QuestionRow
 from blora.server.engines.protocol import Engine
@@ -166,8 +167,9 @@ async def answer_file(
                     if not pending:
                         return first
                     line = await pending.popleft()
-                    file.write(line)
-                    file.flush()
+                    with naming(output):
+                        file.write(line)
+                        file.flush()
                     first += 1
                     done(1)
                     n_failures = n_failures + 1 if _is_failure(line.encode(errors="backslashreplace")) else 0

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from blora.cli import CommandHelp, add_model
 from blora.client.command import add_policy, read_policy
+from blora.disk.atomic import naming
 from blora.errors import ConfigError
 from blora.hub.name import HubName, place_of
 from blora.questions.columns import add_columns, choices_of
@@ -224,7 +225,8 @@ def _claimed(arguments: Namespace, fields: dict[str, Any]) -> Iterator[None]:
         _lock(record, output)
         about = _about(arguments, fields)
         if not _has_lines(output):
-            note.write_text(json.dumps(about) + "\n")
+            with naming(note):
+                note.write_text(json.dumps(about) + "\n")
         elif _noted(note) != about:
             raise _begun_differently(output, arguments.dtype)
         yield

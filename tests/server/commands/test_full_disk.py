@@ -1,15 +1,18 @@
 """A full disk, simulated by /dev/full."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
 import pytest
+from safetensors import SafetensorError
 
 from benchmarks.faults.tiny_server import KEY, tiny_server
 from benchmarks.server_process import ADAPTER, TRIAGE
+from blora.cli import main
 
 FULL = Path("/dev/full")
 
@@ -32,7 +35,33 @@ def test_a_log_that_cannot_be_written_costs_no_answer(tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written_is_told_in_a_line(tmp_path: Path) -> None:
     rows = TRIAGE / "test.jsonl"
     command = [sys.executable, "-m", "blora.cli", "predict", str(rows), str(tmp_path / "answers.jsonl")]
-    (tmp_path / "answers.jsonl.run.json").symlink_to(FULL)
+    note = tmp_path / "answers.jsonl.run.json"
+    note.symlink_to(FULL)
     done = subprocess.run([*command, "--adapter", str(ADAPTER)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == ("blora predict: No space left on device\n")
+    assert done.stderr == f"blora predict: {note}: No space left on device\n"
+
+
+@pytest.mark.model
+def test_an_adapter_that_cannot_be_written_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("blora.adapter.folder.save_file", full)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(
+            json.dumps({"prompt": f"{kind} {n}", "label_text": kind}) + "\n"
+            for n in range(12)
+            for kind in ("red", "blue")
+        )
+    )
+    command = ["train", "--data", str(rows), "--output", str(tmp_path / "new")]
+    assert main(command) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        told == f"blora train: {tmp_path / 'new'} cannot be written: I/O error: No space left on device (os error 28)"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
