@@ -120,7 +120,7 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
         candidates = [_with_lora(run, prompt, *lora)]
     chosen = candidates[0]
     for candidate in candidates[1:]:
-        if clearly_better(candidate.judged, chosen.judged):
+        if clearly_better(candidate.judged, chosen.judged, [example.text for example in validation.examples]):
             chosen = candidate
     parts = tuple(part for one in candidates for part in one.parts) if head != "none" else ()
     config = AdapterConfig(

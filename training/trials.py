@@ -5,14 +5,16 @@ validation NLL is within a tolerance of the best: of two posteriors that predict
 more epistemic uncertainty. Every scale is recalibrated before its NLL is computed, so that an overconfident mean alone
 does not widen the posterior.
 
-Of two adapters the dearer one must be better by more than one standard error of the difference, over the rows: with few
-rows the lower NLL of two may be chance.
+Of two adapters the dearer one must be better by more than one standard error of the difference, over the texts of the
+rows: with few texts the lower NLL of two may be chance.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from blora.config import MOST_LENGTH_POWER, AdapterConfig
@@ -126,12 +128,16 @@ def choose(trials: Sequence[Trial], tolerance: float) -> Trial:
     return max((t for t in trials if t.metrics.nll <= best + tolerance), key=lambda trial: trial.scale)
 
 
-def clearly_better(trial: Trial, other: Trial) -> bool:
+def clearly_better(trial: Trial, other: Trial, texts: Sequence[str]) -> bool:
     """Return whether a trial has a lower NLL than another by more than one standard error of the difference.
 
     Args:
         trial: the trial.
         other: another one, on the same rows.
+        texts: text that each row is about; rows about one text are no independent evidence.
     """
-    gain = other.losses - trial.losses
+    gains: dict[str, float] = defaultdict(float)
+    for text, gained in zip(texts, (other.losses - trial.losses).tolist(), strict=True):
+        gains[text] += gained
+    gain = torch.tensor([*gains.values()])
     return len(gain) > 1 and bool(gain.mean() > gain.std() / len(gain) ** 0.5)

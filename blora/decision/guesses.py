@@ -8,7 +8,7 @@ what they would cost on every validation row, times the probability of such a di
 is farther than n reference rows; beyond the farthest row, the probability is taken to fall exponentially. The farthest
 twentieth of the rows, k of them, exceed the next row by m in the mean, which k rows tell only roughly: the predictive
 probability of a further x is (1 + x / (k m)) ** -k, which is more than exp(-x / m). The distance is never nearer than
-the farthest row. With fewer than 20 reference rows there are no guesses.
+the farthest row. With reference rows of fewer than 20 texts there are no guesses.
 """
 
 import math
@@ -29,13 +29,14 @@ BUDGET = 0.001
 TAIL = 20
 
 
-def beginning_of_guesses(reference: Tensor, probs: Tensor, labels: Tensor) -> float | None:
-    """Return the distance beyond which answers are guesses; None with fewer than `TAIL` reference rows.
+def beginning_of_guesses(reference: Tensor, probs: Tensor, labels: Tensor, rows_per_text: float = 1.0) -> float | None:
+    """Return the distance beyond which answers are guesses; None with fewer than `TAIL` texts in the reference.
 
     Args:
         reference: (n,) distances of rows that were not trained on.
         probs: (S, N, C) recalibrated probabilities of validation rows, 0 for choices that a row does not have.
         labels: (N,).
+        rows_per_text: mean number of rows about one text, which tell as little about the tail as one of them.
 
     >>> import torch
     >>> sure = torch.tensor([[[0.9, 0.1], [0.8, 0.2]]])
@@ -43,16 +44,17 @@ def beginning_of_guesses(reference: Tensor, probs: Tensor, labels: Tensor) -> fl
     >>> round(beginning_of_guesses(far, sure, torch.tensor([0, 0])), 2), float(far.max())
     (10.46, 9.899999618530273)
     """
-    k = len(reference) // TAIL
+    n_texts = len(reference) / rows_per_text
+    k, n_far = int(n_texts // TAIL), int(len(reference) // TAIL)
     if k == 0:
         return None
     mean = predictive_mean(probs.double())
     own = labels.long()[:, None]
     before, after = (one.gather(1, own).clamp_min(SMALLEST).log() for one in (mean, guessed(mean, SHARE, mean > 0)))
-    cost = float((before - after).mean()) / (len(reference) + 1)
+    cost = float((before - after).mean()) / (n_texts + 1)
     descending = reference.double().sort(descending=True).values
-    excesses = float((descending[:k] - descending[k]).sum())
-    return float(descending[0]) + excesses * math.expm1(math.log(max(1.0, cost / BUDGET)) / k)
+    excess = float((descending[:n_far] - descending[n_far]).mean())
+    return float(descending[0]) + k * excess * math.expm1(math.log(max(1.0, cost / BUDGET)) / k)
 
 
 def modest(probs: Tensor, shares: Tensor, present: Tensor) -> Tensor:

@@ -49,7 +49,12 @@ def test_the_widest_within_the_tolerance_of_the_best_wins() -> None:
 )
 def test_a_trial_is_clearly_better_by_more_than_a_standard_error(gains: list[float], better: bool) -> None:
     other = replace(trial(1.0, 1.0), losses=torch.ones(len(gains)))
-    assert clearly_better(replace(other, losses=other.losses - torch.tensor(gains)), other) is better
+    texts = [str(row) for row in range(len(gains))]
+    one = replace(other, losses=other.losses - torch.tensor(gains))
+    assert clearly_better(one, other, texts) is better
+    assert clearly_better(one, other, ["the same"] * len(gains)) is False
+    twice = [replace(each, losses=each.losses.repeat(2)) for each in (one, other)]
+    assert clearly_better(*twice, texts * 2) is better
 
 
 def log_probs(error: float) -> Tensor:

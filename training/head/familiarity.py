@@ -29,7 +29,7 @@ from blora.errors import ShapeError
 from blora.posterior.decision_head import Features
 from blora.posterior.noise import generator_of
 from blora.training.head.principal import principal_directions, varies
-from blora.training.rows.packed import LabelledRow, labels_of
+from blora.training.rows.packed import LabelledRow, labels_of, n_texts_of
 
 __all__ = ["N_LOW_DEPTHS", "Candidate", "FittedFamiliarity", "familiarity_of", "fit_familiarity", "with_guesses"]
 
@@ -120,7 +120,7 @@ def with_guesses(
         further: (M,) distances of rows beside the reference, none of which is beyond either; None for no such rows.
     """
     known = familiarity.reference if further is None else torch.cat([familiarity.reference, further])
-    beyond = beginning_of_guesses(known, probs, labels_of(rows))
+    beyond = beginning_of_guesses(known, probs, labels_of(rows), len(rows) / n_texts_of(rows))
     return replace(familiarity, config=replace(familiarity.config, guesses_beyond=beyond))
 
 

@@ -15,7 +15,7 @@ from blora.inference.batches import PackedBatch, collate
 from blora.inference.packing import PackedRow, pack
 from blora.training.rows.examples import ExampleSet, refuse_rows
 
-__all__ = ["LabelledRow", "collate_labelled", "labels_of", "lengths_of", "pack_examples"]
+__all__ = ["LabelledRow", "collate_labelled", "labels_of", "lengths_of", "n_texts_of", "pack_examples"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,11 @@ def pack_examples(examples: ExampleSet, base: BaseModel, prompt: PromptConfig) -
 def labels_of(rows: Sequence[LabelledRow]) -> Tensor:
     """Return the index of each row's correct choice, shape (N,)."""
     return torch.tensor([row.label for row in rows])
+
+
+def n_texts_of(rows: Sequence[LabelledRow]) -> int:
+    """Return the number of different texts that rows are about."""
+    return len({row.text or i for i, row in enumerate(rows)})
 
 
 def lengths_of(rows: Sequence[LabelledRow]) -> Tensor:

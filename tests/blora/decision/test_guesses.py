@@ -61,6 +61,19 @@ def test_of_familiar_questions_guesses_cost_about_the_budget_or_there_are_none(d
     assert 0.2 * BUDGET < cost < 5 * BUDGET if n >= 20 else cost == 0
 
 
+def test_rows_about_one_text_tell_as_much_as_one_of_them() -> None:
+    probs = drawn(4, 30, 4)
+    labels = probs.mean(0).argmax(-1)
+    reference = -torch.rand(60, generator=torch.Generator().manual_seed(0)).log()
+    alone = beginning_of_guesses(reference, probs, labels)
+    assert beginning_of_guesses(reference.repeat(5), probs, labels, 5.0) == alone
+    nearer = beginning_of_guesses(reference.repeat(5), probs, labels)
+    assert alone is not None
+    assert nearer is not None
+    assert nearer < alone
+    assert beginning_of_guesses(reference[:19].repeat(5), probs, labels, 5.0) is None
+
+
 def test_a_label_that_was_thought_impossible_and_rows_at_one_distance_leave_it_finite() -> None:
     probs = torch.tensor([[[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]])
     assert beginning_of_guesses(torch.ones(27), probs, torch.tensor([1, 0])) == 1

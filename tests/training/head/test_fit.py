@@ -229,7 +229,8 @@ def test_a_lora_below_the_head_stays_if_it_is_clearly_better(
 ) -> None:
     compared = []
 
-    def verdict(trial: Trial, other: Trial) -> bool:
+    def verdict(trial: Trial, other: Trial, texts: list[str]) -> bool:
+        assert len({*texts}) == len(trial.losses)
         compared.append((trial.metrics.nll, other.metrics.nll))
         return better
 
