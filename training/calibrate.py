@@ -32,6 +32,7 @@ def calibrate_adapter(
     goal: Goal,
     *,
     split: str = "test",
+    limit: int | None = None,
     vllm: Vllm | None = None,
 ) -> Calibration:
     """Prove thresholds on rows scored with the adapter's own draws, and write them into its `calibration.json`.
@@ -42,6 +43,7 @@ def calibrate_adapter(
         examples: labelled questions that played no part in making the adapter.
         goal: the guarantee to prove.
         split: name of the examples' split, for the record.
+        limit: number of examples to use, each about another text, those of the earliest rows; None for all.
         vllm: a running vLLM for whose states the calibration shall hold; None for this process.
 
     Raises:
@@ -56,13 +58,15 @@ def calibrate_adapter(
         check_vllm(vllm, adapter, base)
     dtype = VLLM if vllm is not None else base.dtype_name
     path, prompt, sampling = adapter.path, adapter.config.prompt, adapter.config.sampling
-    check_unseen(adapter.config.training, examples)
-    check_distinct(examples)
-    n_questions, examples = len(examples.examples), one_for_each_text(examples, seed=goal.seed)
-    if len(examples.examples) < n_questions:
+    every, examples = examples, one_for_each_text(examples, seed=goal.seed, limit=limit)
+    texts = {example.text for example in examples.examples}
+    about_them = replace(every, examples=tuple(example for example in every.examples if example.text in texts))
+    check_unseen(adapter.config.training, about_them)
+    check_distinct(about_them)
+    if len(examples.examples) < len(about_them.examples):
         logger.warning(
             "calibrating on %d of %d questions, one for each text: several about one text are not independent",
-            *(len(examples.examples), n_questions),
+            *(len(examples.examples), len(about_them.examples)),
         )
     rows = pack_examples(examples, base, prompt)
     if adapter.familiarity is None:
@@ -74,7 +78,7 @@ def calibrate_adapter(
     asked = AskedRows(
         adapter_digest=adapter.digest,
         digest=examples.digest,
-        n_rows=n_questions,
+        n_rows=len(examples.examples),
         fingerprints=fingerprints(examples),
         asks=(goal.ask_in(dtype),),
     )

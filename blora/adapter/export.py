@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from blora.adapter import Adapter
 from blora.adapter.lora import WEIGHTS_FILE
@@ -16,6 +15,7 @@ from blora.adapter.peft_files import peft_config, peft_tensors
 from blora.base_model import BaseModel
 from blora.config.checks import require
 from blora.disk.atomic import new_folder
+from blora.disk.tensors import write_tensors
 from blora.errors import AdapterError
 from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.draws import Draws
@@ -73,6 +73,6 @@ def _write(adapter: Adapter, base: BaseModel, output: Path, draws: Sequence[Draw
     with new_folder(output) as partial:
         for name, draw in zip(names, draws, strict=True):
             (partial / name).mkdir()
-            save_file(peft_tensors(draw), partial / name / WEIGHTS_FILE, metadata={"format": "pt"})
+            write_tensors(partial / name / WEIGHTS_FILE, peft_tensors(draw))
             peft_config(adapter.config, base).save_pretrained(str(partial / name))
     return [output / name for name in names]

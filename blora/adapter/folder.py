@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from blora.adapter.base_check import check_base
 from blora.adapter.calibration_file import CALIBRATION_FILE, carry_over
@@ -38,6 +37,7 @@ from blora.decision.familiarity import Familiarity, stored_bytes
 from blora.disk.atomic import HIDDEN, new_folder, remove_abandoned
 from blora.disk.cache import check_own
 from blora.disk.files import TensorsFile, file_digest, is_present, read_json
+from blora.disk.tensors import write_tensors
 from blora.errors import AdapterError, BloraError, ConfigError
 from blora.posterior.decision_head import HeadPosterior, head_bytes, head_shapes
 from blora.posterior.inject import inject
@@ -138,10 +138,10 @@ def save_adapter(
         if isinstance(posterior, HeadPosterior):
             head = {name: tensor.contiguous() for name, tensor in posterior.head.tensors().items()}
             head |= {name: tensor.half() for name, tensor in head.items() if name.endswith("directions")}
-            save_file(head, partial / HEAD_FILE, metadata={"format": "pt"})
+            write_tensors(partial / HEAD_FILE, head)
         if familiarity is not None:
             tensors = {name: tensor.contiguous() for name, tensor in familiarity.tensors().items()}
-            save_file(tensors, partial / FAMILIARITY_FILE, metadata={"format": "pt"})
+            write_tensors(partial / FAMILIARITY_FILE, tensors)
         if config.modules:
             _save_lora(partial, posterior.lora if isinstance(posterior, HeadPosterior) else posterior, config, base)
         (partial / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -166,10 +166,10 @@ def new_adapter(path: Path | str) -> Iterator[Path]:
 
 def _save_lora(folder: Path, posterior: Posterior, config: AdapterConfig, base: BaseModel) -> None:
     tensors = {_disk_name(key): tensor.contiguous() for key, tensor in posterior.state_dict().items()}
-    save_file(tensors, folder / POSTERIOR_FILE, metadata={"format": "pt"})
+    write_tensors(folder / POSTERIOR_FILE, tensors)
     with torch.no_grad():
         mean = posterior.mean()
-    save_file(peft_tensors(mean), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS_FILE, peft_tensors(mean))
     peft_config(config, base).save_pretrained(str(folder))
 
 

@@ -77,7 +77,7 @@ class AskedRows:
     Attributes:
         adapter_digest: digest of the adapter's contents.
         digest: digest of the data as read.
-        n_rows: number of rows taken from the start of the data, before one for each text is drawn.
+        n_rows: number of rows, each about another text, from the start of the data.
         fingerprints: fingerprints of the rows' questions, see `blora.questions.fingerprints`; empty if unknown.
         asks: the asks in order.
     """

@@ -261,7 +261,7 @@ class Calibration:
     Attributes:
         binding: the adapter and settings for which the calibration holds.
         rows: the rows behind the calibration.
-        delta: largest probability that a proved level does not hold, summed over all asks.
+        delta: largest probability, for each proved level by itself, that it does not hold, summed over all asks.
         asks: asks of these rows and of overlapping rows. The last one is this calibration's own, whose delta the levels
             were proved at.
         target_risk: target of the default level, which is the default policy.

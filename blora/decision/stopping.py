@@ -18,8 +18,8 @@ The entropy of a mean of few draws is biased downwards, by the delta method by I
 information I. The bias is the same for the predictive entropy and the mutual information, and both may rise by it.
 
 The normal distribution of the draws is an assumption, which an outlying draw violates. The stated error is therefore
-nominal: up to twice the stated share of decisions differ, and several times that share under a threshold on the mutual
-information, a sum of squares.
+nominal: up to twice the stated share of decisions differ, and under a threshold on the mutual information, a sum of
+squares, several times that share, without a useful limit if single draws are far from the others.
 The guarantee of a calibrated threshold is not affected: calibration proves it for the answers with early stopping.
 
 References:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from blora.errors import AdapterError
 
 __all__ = ["HIDDEN", "locked", "naming", "new_folder", "remove_abandoned", "write_file"]
@@ -22,15 +20,9 @@ STALE_S = 24 * 3600
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name a path in the errors of a disk that do not: those of an open file, and those of safetensors.
-
-    Raises:
-        OSError: if what is written within the context cannot be.
-    """
+    """Name a path in the errors of a disk that do not, such as those of an open file."""
     try:
         yield
-    except SafetensorError as exc:
-        raise OSError(f"{path} cannot be written: {exc}") from exc
     except OSError as exc:
         if exc.errno is not None and exc.filename is None:
             exc.filename = str(path)

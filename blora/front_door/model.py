@@ -198,7 +198,7 @@ class Model:
             max_missed: for each choice, largest share of its questions that get another answer; 1 promises nothing.
             columns: the rows' names for columns with other names, as for `blora.train`.
             split: split of a hub data set.
-            limit: number of rows to use, from the top; None for all.
+            limit: number of rows to use, each about another text, from the top; None for all.
 
         Raises:
             AdapterError: if the adapter was loaded from the hub: pull it into a folder of your own first.
@@ -218,8 +218,8 @@ class Model:
             max_false_alarms=max_false_alarms,
             max_missed=max_missed,
         )
-        examples = examples_for(self.adapter.config, rows, split=split, columns=columns, limit=limit)
-        calibration = calibrate_adapter(self.adapter, self.base, examples, goal, split=split)
+        examples = examples_for(self.adapter.config, rows, split=split, columns=columns)
+        calibration = calibrate_adapter(self.adapter, self.base, examples, goal, split=split, limit=limit)
         self._handle = self._served()
         return calibration
 

@@ -167,7 +167,7 @@ def test_a_second_question_about_every_text_makes_another_attempt(
 ) -> None:
     rows = [json.loads(line) for line in unseen.read_text().splitlines()]
     data = write_jsonl(tmp_path / "two.jsonl", rows + [row | {"choices": [*row["choices"], "mild"]} for row in rows])
-    [first] = run(adapter, data, base_folder, "--target-risk", "0.9", "--limit", "60")
+    [first] = run(adapter, unseen, base_folder, "--target-risk", "0.9")
     [both] = run(adapter, data, base_folder, "--target-risk", "0.9")
     assert first.rows.n_rows == both.rows.n_rows == 60  # one for each text
     assert (len(both.asks), both.delta) == (2, 2 * first.delta)
@@ -214,6 +214,17 @@ def test_the_seed_divides_the_rows_and_the_limit_cuts_them(adapter: Path, unseen
     assert again == first
     [other] = run(adapter, unseen, base_folder, "--seed", "1", "--limit", "40", "--coverage", "0.8")
     assert (other.rows.seed, other.rows.n_rows, other.coverage) == (1, 40, 0.8)
+
+
+def test_the_limit_counts_rows_of_different_texts(
+    adapter: Path, unseen: Path, base_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in unseen.read_text().splitlines()]
+    pairs = [(row, row | {"choices": [f"{choice} so" for choice in row["choices"]]}) for row in rows]
+    both = write_jsonl(tmp_path / "both.jsonl", [row for pair in pairs for row in pair])
+    [calibration] = run(adapter, both, base_folder, "--target-risk", "0.7", "--limit", "50")
+    assert calibration.rows.n_rows == 50
+    assert "calibrating on 50 of 100 questions, one for each text" in caplog.text
 
 
 def test_each_dtype_has_its_own(adapter: Path, unseen: Path, base_folder: Path) -> None:

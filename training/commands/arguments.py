@@ -76,8 +76,8 @@ def add_rows(parser: ArgumentParser, about: str, *, split: str) -> None:
     parser.add_argument(
         "--limit",
         type=positive,
-        help="use this many rows from the top, which has to be in random order for a proof (default: all); every row "
-        "is checked all the same",
+        help="use this many rows from the top, for a proof each about another text; a proof needs them in random order "
+        "(default: all); every row is checked all the same",
     )
     add_columns(parser)
 

@@ -106,12 +106,13 @@ def main(argv: list[str]) -> int:
         arguments.data,
         split=arguments.split,
         columns=arguments.columns,
-        limit=arguments.limit,
     )
     base, adapter = open_adapter(
         arguments.adapter, base_model=arguments.base_model, device=arguments.device, dtype=arguments.dtype
     )
-    calibration = calibrate_adapter(adapter, base, examples, goal, split=arguments.split, vllm=vllm)
+    calibration = calibrate_adapter(
+        adapter, base, examples, goal, split=arguments.split, limit=arguments.limit, vllm=vllm
+    )
     print(_table(calibration, adapter.config.policy))
     return 0
 

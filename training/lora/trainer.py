@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -25,7 +25,7 @@ from transformers.utils.import_utils import is_in_notebook
 
 from blora.base_model import BaseModel
 from blora.decision.metrics import metrics
-from blora.disk.atomic import naming
+from blora.disk.tensors import write_tensors
 from blora.errors import ConfigError
 from blora.inference.fork import first_layer
 from blora.posterior.inject import inject
@@ -296,8 +296,7 @@ class PosteriorTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        with naming(folder / CHECKPOINT_FILE):
-            save_file(self.objective.trained.state_dict(), folder / CHECKPOINT_FILE)
+        write_tensors(folder / CHECKPOINT_FILE, self.objective.trained.state_dict())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.objective.trained.load_state_dict(load_file(Path(resume_from_checkpoint) / CHECKPOINT_FILE))

@@ -177,7 +177,7 @@ def examples_of(table: Table, choices: Sequence[str] | None, limit: int | None =
         DataError: if rows are malformed; the message names the place of each.
         ConfigError: if the limit is below 1.
     """
-    require(limit is None or limit >= 1, f"limit {limit}", "1 or more, or None for all rows")
+    _check_limit(limit)
     check_labelled(table)
     digest = hashlib.sha256()
     read: list[tuple[Example, Label]] = []
@@ -217,19 +217,31 @@ def refuse_rows(problems: Sequence[str]) -> None:
         raise DataError("\n".join(problems[:REPORTED]) + more)
 
 
-def one_for_each_text(examples: ExampleSet, *, seed: int) -> ExampleSet:
+def one_for_each_text(examples: ExampleSet, *, seed: int, limit: int | None = None) -> ExampleSet:
     """Return one example for each text (see `Example.text`), chosen at random; the others are not independent of it.
+
+    They keep the order of their rows. So of rows in random order the first ones are a random sample of the texts; the
+    texts of the first rows are not, because a text with many rows is more likely to have one there.
 
     Args:
         examples: the examples.
         seed: seed of the choice.
+        limit: number of examples to return, those of the earliest rows; None for all.
+
+    Raises:
+        ConfigError: if the limit is below 1.
     """
-    by_text: dict[str, list[Example]] = {}
-    for example in examples.examples:
-        by_text.setdefault(example.text, []).append(example)
+    _check_limit(limit)
+    by_text: dict[str, list[int]] = {}
+    for place, example in enumerate(examples.examples):
+        by_text.setdefault(example.text, []).append(place)
     draws = torch.rand(len(by_text), generator=generator_of(seed)).tolist()
-    kept = tuple(group[int(draw * len(group))] for draw, group in zip(draws, by_text.values(), strict=True))
-    return replace(examples, examples=kept)
+    drawn = sorted(places[int(draw * len(places))] for draw, places in zip(draws, by_text.values(), strict=True))
+    return replace(examples, examples=tuple(examples.examples[place] for place in drawn[:limit]))
+
+
+def _check_limit(limit: int | None) -> None:
+    require(limit is None or limit >= 1, f"limit {limit}", "1 or more, or None for all rows")
 
 
 def split_examples(

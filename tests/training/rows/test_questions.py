@@ -1,14 +1,17 @@
 """Rows that are requests become plain rows, and a question in a file becomes the adapter's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import blora
 from blora.config import AdapterConfig
 from blora.errors import ConfigError, DataError
+from blora.posterior.noise import generator_of
 from blora.training.commands import train
 from blora.training.rows.examples import examples_for, examples_of, one_for_each_text, read_examples, split_examples
 from blora.training.rows.overlap import SEEN, check_disjoint, check_unseen, fingerprints
@@ -251,3 +254,21 @@ def test_one_question_for_each_text_is_left_for_a_proof() -> None:
     chats = [row | {"prompt": None, "messages": [{"role": "user", "content": row["prompt"]}]} for row in plain]
     for rows in (plain, chats):
         assert len(one_for_each_text(read_examples(rows), seed=0).examples) == 100
+
+
+def test_of_rows_in_random_order_the_first_ones_that_are_drawn_are_a_fair_sample_of_the_texts() -> None:
+    """A text with many rows has one among the first rows more often than a text with one row."""
+    sizes = {f"Ticket {n}": 9 if n % 2 else 1 for n in range(1000)}
+    rows = [
+        {"prompt": text, "choices": [f"x{k}", "y"], "label": 0} for text, size in sizes.items() for k in range(size)
+    ]
+    examples = read_examples([rows[i] for i in torch.randperm(len(rows), generator=generator_of(0)).tolist()])
+    kept = one_for_each_text(examples, seed=0, limit=300).examples
+    assert len({example.text for example in kept}) == 300
+    assert [*kept] == sorted(kept, key=examples.examples.index)
+    with_many = sum(sizes[example.prompt] == 9 for example in kept)
+    assert 115 < with_many < 185  # four standard deviations around 150
+    of_first_rows = one_for_each_text(replace(examples, examples=examples.examples[:600]), seed=0).examples
+    assert sum(sizes[example.prompt] == 9 for example in of_first_rows) > 0.8 * len(of_first_rows)
+    with pytest.raises(ConfigError, match="limit 0"):
+        one_for_each_text(examples, seed=0, limit=0)
