@@ -5,6 +5,7 @@ runs with --runner pooling --pooler-config.task token_embed, which gives no log-
 """
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
@@ -69,6 +70,12 @@ class VllmClient:
         self._turns = Turns(concurrency)
         self.connections = 0
         """Number of connections that were opened: more of them may lead to a vLLM that was started again."""
+        self._unanswered_since: float | None = None
+
+    @property
+    def unanswered_s(self) -> float:
+        """Seconds since the first request after the last answer, also of requests that were cancelled."""
+        return time.monotonic() - self._unanswered_since if self._unanswered_since is not None else 0.0
 
     async def base_model(self) -> tuple[str, int]:
         """Return the name of the base model, and the most tokens that vLLM reads and writes for one request."""
@@ -175,9 +182,13 @@ class VllmClient:
         self.connections += event == "connection.connect_tcp.complete"
 
     async def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        if self._unanswered_since is None:
+            self._unanswered_since = time.monotonic()
         for attempt in range(1, _TRIES + 1):
             try:
-                return await self._http.post(path, json=body, extensions={"trace": self._count})
+                response = await self._http.post(path, json=body, extensions={"trace": self._count})
+                self._unanswered_since = None
+                return response
             except httpx.HTTPError as exc:
                 if attempt == _TRIES or isinstance(exc, httpx.TimeoutException):
                     raise VllmUnreachableError(

@@ -16,7 +16,7 @@ from blora.vllm.client import Sending, UnknownLoraError, VllmClient
 from blora.vllm.loras import lora_folder, lora_name, n_loras
 from blora.vllm.states import states_of
 
-__all__ = ["Reads", "VllmAnswers"]
+__all__ = ["Reads", "VllmAnswers", "is_asked_alone"]
 
 T = TypeVar("T")
 
@@ -83,6 +83,11 @@ class VllmAnswers:
 
     async def _totals(self, lora: str, row: PackedRow, sending: Sending) -> list[float]:
         """Return the log-probability of each choice's tokens under one draw."""
-        if all(len(tokens) == 1 for tokens in row.continuations):
-            return await self._vllm.next_token(lora, row.prompt, [token for (token,) in row.continuations], sending)
-        return [await self._vllm.continuation(lora, row.prompt, tokens, sending) for tokens in row.continuations]
+        if is_asked_alone(row):
+            return [await self._vllm.continuation(lora, row.prompt, tokens, sending) for tokens in row.continuations]
+        return await self._vllm.next_token(lora, row.prompt, [token for (token,) in row.continuations], sending)
+
+
+def is_asked_alone(row: PackedRow) -> bool:
+    """Return whether the requests about a row without a head have none beside them: choices of several tokens."""
+    return any(len(tokens) > 1 for tokens in row.continuations)

@@ -32,7 +32,7 @@ from blora.server.engines.loading import check_adapters, local_adapters, model_o
 from blora.server.engines.outcomes import draws_suffice, outcome, probabilities
 from blora.server.engines.packing_engine import PackingEngine, in_thread
 from blora.server.engines.protocol import EngineUnavailableError, Job, Loaded, Outcome
-from blora.server.engines.vllm_answers import Reads, VllmAnswers
+from blora.server.engines.vllm_answers import Reads, VllmAnswers, is_asked_alone
 from blora.server.engines.vllm_proof import Proof, answer_of, proof_of
 from blora.server.engines.vllm_requests import VllmRequests
 from blora.server.scheduling.control import AbandonedError, Control, UnavailableError
@@ -123,7 +123,7 @@ class VllmEngine(PackingEngine):
             with _reached():
                 while not (await asyncio.wait({work}, timeout=LOOK_S))[0]:
                     if not under.wants(None):
-                        self._check_answers(requests)
+                        self._check_answers()
                         under.look()  # raises
                     await requests.give_way()
                 return work.result()
@@ -235,10 +235,10 @@ class VllmEngine(PackingEngine):
             except AdapterError as exc:
                 raise VllmError(str(exc)) from exc
 
-    def _check_answers(self, requests: VllmRequests) -> None:
-        """Raise an error if a run that nobody waits for any more has had no answer for long."""
-        if requests.unanswered_s > HANGS * self._settings.timeout_s:
-            raise UnavailableError(f"vLLM has answered nothing for {requests.unanswered_s:.0f} s")
+    def _check_answers(self) -> None:
+        """Raise an error if vLLM has answered nothing for long, whether or not somebody still waits."""
+        if self._vllm.unanswered_s > HANGS * self._settings.timeout_s:
+            raise UnavailableError(f"vLLM has answered nothing for {self._vllm.unanswered_s:.0f} s")
 
     async def _ask_once(self, handle: AdapterHandle, row: PackedRow, reads: Reads) -> tuple[Tensor, Tensor | None]:
         """Return the recalibrated probabilities (C,) under the first draw, and the states that a head reads."""
@@ -267,7 +267,7 @@ class VllmEngine(PackingEngine):
         """Return the outcome under all draws, or enough draws for the decision; a failure raises."""
         if job.handle.config.head is not None:
             return await self._answer_by_head(job, requests.sending, reads)  # several jobs may read one text
-        row, sending = job.row, partial(requests.sending, job)
+        row, sending = job.row, partial(requests.sending, job, alone=is_asked_alone(job.row))
         seen = torch.empty(0, row.n_choices)
         for start, stop in pairwise([0, *(looks(job.n_samples) if job.stop is not None else [job.n_samples])]):
             asked = range(start, stop)

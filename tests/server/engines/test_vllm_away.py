@@ -131,19 +131,55 @@ async def test_a_vllm_that_answers_nothing_for_long_is_taken_for_unavailable(
     engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [handle] = (await engine.load()).adapters
+    await engine.run([await job(engine, handle, "why")])
 
-    async def never(*args: Any) -> Any:
+    async def never(*args: Any, **more: Any) -> Any:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(VllmClient, "_post", never)
-    left = asyncio.Event()
-    running = asyncio.create_task(
-        engine.run([await job(engine, handle, "why")], Control(lambda payload: not left.is_set()))
-    )
-    await asyncio.sleep(1.5)  # of the two seconds that an answer may take
-    left.set()
-    with pytest.raises(UnavailableError, match="answered nothing for"):
-        await asyncio.wait_for(running, 5)
+    monkeypatch.setattr(engine._vllm._http, "post", never)
+    for expected in (AbandonedError, UnavailableError):  # of two clients that leave before they are answered
+        left = asyncio.Event()
+        control = Control(lambda payload, left=left: not left.is_set())  # type: ignore[misc]
+        running = asyncio.create_task(engine.run([await job(engine, handle, "why")], control))
+        await asyncio.sleep(0.7)  # of the two seconds that an answer may take
+        left.set()
+        with pytest.raises(expected):
+            await asyncio.wait_for(running, 5)
+
+
+async def test_a_run_that_computes_its_last_answer_gives_it_though_it_is_to_give_way(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [handle] = (await engine.load()).adapters
+    control = Control()
+    proving = engine._prove_if_new
+
+    async def parked_meanwhile(handle: Any) -> None:
+        control.park()
+        await asyncio.sleep(0.2)
+        await proving(handle)
+
+    monkeypatch.setattr(engine, "_prove_if_new", parked_meanwhile)
+    [found] = await asyncio.wait_for(engine.run([await job(engine, handle, "why")], control), 5)
+    assert len(found.probs) == 4
+
+
+@pytest.mark.parametrize("scoring", ["text", "label"])
+async def test_a_run_gives_way_after_the_requests_that_vllm_has(
+    engine: VllmEngine, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch, scoring: str
+) -> None:
+    """Choices of several tokens are asked for one by one, others two at a time."""
+    [handle] = (await engine.load()).adapters
+    row = await engine.pack(handle, prompt="why", messages=None, choices=CHOICES, scoring=scoring)
+    parked, asked = asyncio.Event(), vllm.asked
+    control = Control(parked=parked.set)
+    long = asyncio.create_task(engine.run([Job(handle, row, 4, None, None)] * 3, control))
+    await until(lambda: vllm.asked > asked)
+    control.park()
+    await asyncio.wait_for(parked.wait(), 5)
+    assert vllm.asked - asked <= 3
+    control.go_on()
+    assert [len(found.probs) for found in await long] == [4, 4, 4]
 
 
 async def test_a_vllm_that_starts_or_ends_is_taken_for_unavailable(
