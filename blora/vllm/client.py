@@ -55,7 +55,7 @@ class VllmClient:
         concurrency: most requests at the same time.
 
     Raises:
-        ConfigError: if the address is malformed.
+        ConfigError: if the address or the key is malformed.
     """
 
     def __init__(self, url: str, *, timeout_s: float, concurrency: int) -> None:
@@ -64,7 +64,7 @@ class VllmClient:
         limits = httpx.Limits(max_connections=concurrency, keepalive_expiry=None)
         # A transport of its own, because httpx would send prompts through a proxy that the environment names.
         transport = httpx.AsyncHTTPTransport(limits=limits)
-        key = os.environ.get(KEY)
+        key = _key()
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.AsyncClient(base_url=url, timeout=timeout_s, transport=transport, headers=headers)
         self._turns = Turns(concurrency)
@@ -81,7 +81,7 @@ class VllmClient:
         """Return the name of the base model, and the most tokens that vLLM reads and writes for one request."""
         try:
             response = await self._http.get("/v1/models")
-            _check_key(response)
+            _check_reached(response)
             models = response.json()["data"]
             name = next(str(model["id"]) for model in models if model.get("parent") is None)
             return name, min(int(model["max_model_len"]) for model in models if model.get("max_model_len") is not None)
@@ -188,6 +188,7 @@ class VllmClient:
             try:
                 response = await self._http.post(path, json=body, extensions={"trace": self._count})
                 self._unanswered_since = None
+                _check_reached(response)
                 return response
             except httpx.HTTPError as exc:
                 if attempt == _TRIES or isinstance(exc, httpx.TimeoutException):
@@ -211,17 +212,24 @@ def check_address(url: str) -> None:
         raise ConfigError(f"got --engine-url {url!r}, expected http://HOST:PORT: name the scheme and the host")
 
 
-def _check_key(response: httpx.Response) -> None:
-    """Raise an error if vLLM asks for another key."""
+def _key() -> str:
+    """Return the key for vLLM, empty for none."""
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"got a {KEY} with characters that no header can have, expected printable ASCII")
+    return key
+
+
+def _check_reached(response: httpx.Response) -> None:
+    """Raise an error if vLLM asks for another key, or is not there yet."""
     if response.status_code == httpx.codes.UNAUTHORIZED:
         raise VllmError(f"vLLM does not accept the key (401): set {KEY} to the key that vLLM was started with")
+    if response.status_code in _AWAY:
+        raise VllmUnreachableError(f"vLLM answered {_summary(response)}: try again once it is ready")
 
 
 def _check(response: httpx.Response, expected: str, runner: str) -> None:
     """Raise an error if vLLM refused a request."""
-    _check_key(response)
-    if response.status_code in _AWAY:
-        raise VllmUnreachableError(f"vLLM answered {_summary(response)}: try again once it answers")
     if response.status_code == httpx.codes.NOT_FOUND:
         raise UnknownLoraError(
             f"vLLM answered {_summary(response)} in place of {expected}: it has no such LoRA loaded, or was started "

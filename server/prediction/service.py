@@ -163,7 +163,7 @@ class Service:
             try:
                 await asyncio.shield(self._probing)
             except UnavailableError as exc:
-                raise NotReadyError(f"The model cannot be reached ({exc}): use another replica until it is") from exc
+                raise NotReadyError("What computes the answers cannot be reached: use another replica.") from exc
             except Exception as exc:
                 logger.exception("The model fails")
                 raise NotReadyError("The model's forward pass fails: see the log.") from exc

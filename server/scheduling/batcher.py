@@ -85,7 +85,7 @@ class Batcher(Generic[P, R]):
         self._wake = asyncio.Event()
         self._draining = False
         self._worker: asyncio.Task[None] | None = None
-        self.last_forward_failed = False
+        self.last_forward_failed = self._is_away = False
 
     @property
     def pace(self) -> Pace:
@@ -360,21 +360,21 @@ class Batcher(Generic[P, R]):
             self._count_dropped(run, None)
             return True
         except Exception as exc:
-            away, self.last_forward_failed, before = isinstance(exc, UnavailableError), True, self.last_forward_failed
+            away, self.last_forward_failed = isinstance(exc, UnavailableError), True
             if len(run.items) > 1 and not away:
                 logger.warning("A forward pass of %d inputs failed; each runs alone now", len(run.items), exc_info=exc)
                 return False
-            if away and not before:
+            if away and not self._is_away:
                 logger.warning("Nothing can be computed: %s", exc)
+            self._is_away = away
             self._fail(run.items, exc)
             return True
         finally:
             seconds = run.worker_s - began_s
             self._observer.worked(seconds)
-        self.last_forward_failed = False
+        self.last_forward_failed = self._is_away = False
         self.pace.measure(run.cost, seconds, full=run.is_full, now=run.clock())
-        tokens = PassSize(item.work for item in run.items).tokens
-        self._observer.forward_done(rows=len(run.items), tokens=tokens)
+        self._observer.forward_done(rows=len(run.items), tokens=PassSize(item.work for item in run.items).tokens)
         for item, result in finished:
             self._answer(run, item.work.payload, result)
         return True

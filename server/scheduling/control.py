@@ -1,4 +1,4 @@
-"""Messages between the event loop and a run in another thread: go on, wait, or stop."""
+"""Messages between the batcher and a run, in another thread or on the event loop: go on, wait, or stop."""
 
 import asyncio
 import time
@@ -89,7 +89,7 @@ class Control:
             self.look()
 
     async def turn(self) -> None:
-        """Wait for the part of a run that sends nothing while the run is parked, which `give_way` announces."""
+        """Wait until the run may go on; unlike `give_way`, announce nothing."""
         while not self._turn.done():
             await _done(self._turn)
 

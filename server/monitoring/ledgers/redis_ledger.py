@@ -75,7 +75,7 @@ return earliest
 # Most predictions that wait to be written; beyond them Redis is too slow, and predictions are not stored.
 _MAX_WAITING = 1000
 # Failures of Redis, and of redis-py or of the functions below on replies of something else at its address.
-_FAILURES = (RedisError, LookupError, TypeError, ValueError)
+_FAILURES = (RedisError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class _Unwritten(NamedTuple):

@@ -145,3 +145,11 @@ async def test_a_vllm_that_asks_for_a_key_is_given_the_one_of_the_environment(mo
             await client.states("base", [1], 8)
     monkeypatch.setenv("VLLM_API_KEY", "its-key")
     assert await VllmClient("http://vllm", timeout_s=5, concurrency=1).base_model() == ("base", 512)
+
+
+def test_a_key_that_no_header_can_have_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "cl\u00e9")
+    with pytest.raises(ConfigError, match="VLLM_API_KEY with characters"):
+        VllmClient("http://vllm", timeout_s=5, concurrency=1)
+    monkeypatch.setenv("VLLM_API_KEY", "of-a-file\n")
+    assert VllmClient("http://vllm", timeout_s=5, concurrency=1)._http.headers["authorization"] == "Bearer of-a-file"

@@ -10,10 +10,9 @@ import httpx
 import pytest
 
 from blora.server.app import create_app
-from blora.server.engines.protocol import Job
+from blora.server.engines.protocol import EngineUnavailableError, Job
 from blora.server.engines.vllm_engine import VllmEngine
 from blora.server.scheduling.control import AbandonedError, Control, UnavailableError
-from blora.vllm.client import VllmClient
 from tests.server.engines.asking import CHOICES, settings
 from tests.server.engines.fake_vllm import FakeVllm, fake_vllm
 
@@ -110,6 +109,8 @@ async def test_questions_while_vllm_is_away_are_told_to_try_again_and_the_log_sa
         client = await up.enter_async_context(httpx.AsyncClient(transport=httpx.ASGITransport(app)))
         caplog.clear()
 
+        app.state.service._batcher.last_forward_failed = True  # of a pass that failed before vLLM was away
+
         async def ask() -> httpx.Response:
             return await client.post("http://t/v1/predict", json={"prompt": "why"})
 
@@ -120,7 +121,7 @@ async def test_questions_while_vllm_is_away_are_told_to_try_again_and_the_log_sa
         assert "Traceback" not in caplog.text
         ready = await client.get("http://t/readyz")
         assert ready.status_code == 503
-        assert "vLLM at" in ready.json()["error"]["message"]
+        assert "cannot be reached" in ready.json()["error"]["message"]
         assert "Traceback" not in caplog.text
         async with fake_vllm(folder / "tiny", vllm.port):
             assert (await client.get("http://t/readyz")).status_code == 200
@@ -187,14 +188,31 @@ async def test_a_vllm_that_starts_or_ends_is_taken_for_unavailable(
 ) -> None:
     [handle] = (await engine.load()).adapters
 
-    async def busy(*args: Any) -> httpx.Response:
+    async def busy(*args: Any, **more: Any) -> httpx.Response:
         return httpx.Response(503, text="starting")
 
-    monkeypatch.setattr(VllmClient, "_post", busy)
+    monkeypatch.setattr(engine._vllm._http, "post", busy)
     with pytest.raises(UnavailableError, match="503 'starting'"):
         await engine.run([await job(engine, handle, "why")])
     with pytest.raises(UnavailableError):
         await engine.probe()
+
+
+async def test_a_lora_that_cannot_be_loaded_yet_leaves_vllm_unavailable(
+    folder: Path, engine: VllmEngine, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [handle] = (await engine.load()).adapters
+    vllm.loras.clear()  # as after a restart
+    post = engine._vllm._http.post
+
+    async def starting(path: str, **more: Any) -> httpx.Response:
+        return httpx.Response(503, text="starting") if "load_lora" in path else await post(path, **more)
+
+    monkeypatch.setattr(engine._vllm._http, "post", starting)
+    with pytest.raises(UnavailableError, match="503 'starting'"):
+        await engine.run([await job(engine, handle, "why")])
+    with pytest.raises(EngineUnavailableError, match="503 'starting'"):
+        await engine.load_adapter(folder / "two", "two")
 
 
 async def test_an_answer_that_outlives_its_adapter_harms_nobody(engine: VllmEngine, vllm: FakeVllm) -> None:

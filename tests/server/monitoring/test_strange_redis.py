@@ -8,6 +8,10 @@ from threading import Thread
 
 import pytest
 
+from blora.decision.drift import Seen
+from blora.server.errors import FeedbackUnavailableError
+from blora.server.monitoring.ledgers.protocol import Contents
+from blora.server.monitoring.ledgers.redis_ledger import RedisLedger
 from tests.server.fakes import FakeEngine, running
 from tests.server.monitoring.test_feedback import CALIBRATED, ask, tell
 
@@ -18,6 +22,7 @@ REPLIES = {
     "a number that is none": b":x\r\n",
     "a text in place of an array": b"+OK\r\n",
     "a text that is no entry": b"$7\r\nnothing\r\n",
+    "numbers": b"*2\r\n:1\r\n:2\r\n",
 }
 
 
@@ -53,3 +58,12 @@ async def test_replies_that_cannot_be_read_end_no_task_and_cost_no_answer(
     assert told.status_code in (200, 503)  # what has not been written yet is found here
     assert (elsewhere.status_code, elsewhere.json()["error"]["code"]) == (503, "feedback_unavailable")
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("reply", [b"*2\r\n:1\r\n:2\r\n", b"$2\r\n42\r\n", b"*2\r\n$-1\r\n$-1\r\n"])
+async def test_counts_that_cannot_be_read_are_unavailable(reply: bytes) -> None:
+    with replying(reply) as url:
+        ledger = RedisLedger(url, 100)
+        with pytest.raises(FeedbackUnavailableError):
+            await ledger.count(Contents("one", "sha256:1", "sha256:2"), "counter", Seen(1, 0))
+        await ledger.close()
