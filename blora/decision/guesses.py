@@ -44,8 +44,8 @@ def beginning_of_guesses(reference: Tensor, probs: Tensor, labels: Tensor, rows_
     >>> round(beginning_of_guesses(far, sure, torch.tensor([0, 0])), 2), float(far.max())
     (10.46, 9.899999618530273)
     """
-    n_texts = len(reference) / rows_per_text
-    k, n_far = int(n_texts // TAIL), int(len(reference) // TAIL)
+    n_texts = round(len(reference) / rows_per_text)
+    k, n_far = n_texts // TAIL, len(reference) // TAIL
     if k == 0:
         return None
     mean = predictive_mean(probs.double())

@@ -51,7 +51,7 @@ class VllmRequests:
                 self._n_under_way -= 1
 
     async def give_way(self) -> None:
-        """Wait if the run is to wait, and its requests do: a run that computes its last answer here just ends.
+        """Wait if the run is to wait and its requests do; a run that sends none any more goes on to its end.
 
         Raises:
             AbandonedError: if no result of the run is wanted any more.
