@@ -143,8 +143,10 @@ def test_a_search_that_begins_with_some_rows_ends_where_that_of_all_rows_does(
     assert fit_recalibration(log_probs, labels, lengths, POWERS) == pytest.approx(of_all, abs=2e-3)
 
 
-def test_it_is_a_minimum_and_better_than_one_temperature() -> None:
+@pytest.mark.parametrize("n_pieces", [1, 7])
+def test_it_is_a_minimum_and_better_than_one_temperature(n_pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
     log_probs, labels, lengths = distorted(Recalibration(2.0, -0.4, 0.1), n_draws=3)
+    monkeypatch.setattr(temperature, "MOST_SEARCHED", log_probs.numel() // n_pieces)
     found = fit_recalibration(log_probs, labels, lengths, POWERS)
 
     def loss(recalibration: Recalibration) -> float:
