@@ -69,7 +69,7 @@ class DriftWatch:
         self._watched: dict[Contents, _Watched] = {}
         self._failures = ThrottledLogger(logger)
 
-    def answered(self, adapter: Contents, gate: Gate, familiarity: float, text: int) -> None:
+    def answered(self, adapter: Contents, gate: Gate, familiarity: float, text: bytes) -> None:
         """Count an answer to a question that the calibration speaks of, unless one about the same text was counted.
 
         Args:

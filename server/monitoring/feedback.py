@@ -1,13 +1,14 @@
 """Monitoring of answers: outcomes against the promised risk, and how familiar the questions are.
 
 Each prediction is kept only as its adapter, the name of the key that asked, the promised risk, and salted hashes of its
-choices and of their other labels.
+choices and of their other labels; a ledger that several processes share keeps hashes of the texts too.
 
 The alarm assumes that outcomes are reported whether or not the answer was wrong (see `blora.decision.promise`). It uses
 the requested outcomes only; outcomes of other answers are counted but do not affect it. The metrics show how many
 requested outcomes are missing. Answers about one text are not independent, so that under each promise the outcome of
-one question about a text counts, of all recent texts or of a random sample of them. As in a calibration, neither the
-text nor the question is chosen by its answer: if the question was withheld, no outcome about the text counts.
+one question about a text counts, of all recent texts or of a random sample of them; where processes share a ledger,
+one of all that they were asked. As in a calibration, neither the text nor the question is chosen by its answer: if the
+question was withheld, no outcome about the text counts.
 
 An outcome may be reported with the key that asked or an admin's key, and names an offered choice or says that none of
 them is right. A later outcome replaces an earlier one. Prometheus counters cannot fall, so corrections have their own
@@ -16,10 +17,10 @@ counter; all other numbers are computed from the latest outcomes.
 
 import asyncio
 import hashlib
+import json
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 from blora.decision.promise import Promise
 from blora.server.engines.handle import AdapterHandle
@@ -110,10 +111,13 @@ class Feedback:
         if self._handle_of(handle.name) is not handle:
             return False
         adapter, salt = _contents(handle), secrets.token_bytes(16)
-        requested = self._drawn(prediction_id) if target_risk is None else self._picked(adapter, target_risk, text)
+        requested = (
+            self._drawn(prediction_id.encode()) if target_risk is None else self._picked(adapter, target_risk, text)
+        )
         others, promised = labels_with_positions(labels, salt), target_risk if answered else None
         entry = Entry(adapter, client, salt, hashes(choices, salt), leader, promised, requested, others)
-        self._ledger.remember(prediction_id, entry, partial(self._remembered, entry))
+        stands_for = _text_under(adapter, target_risk, text) if requested and target_risk is not None else None
+        self._ledger.remember(prediction_id, entry, self._remembered, stands_for)
         self.count(handle, familiarity, text)
         return requested
 
@@ -226,8 +230,8 @@ class Feedback:
         promise = self._promises.get((adapter, target_risk)) if target_risk is not None else None
         return _counts(promise) if promise is not None else None
 
-    def _remembered(self, entry: Entry, stored: bool) -> None:
-        if not stored:
+    def _remembered(self, entry: Entry | None) -> None:
+        if entry is None:
             self._metrics.not_stored()
         elif entry.target_risk is not None and self._served(entry.adapter):
             self._metrics.promised(entry.adapter.name, entry.target_risk, requested=entry.requested)
@@ -253,14 +257,14 @@ class Feedback:
     def _picked(self, adapter: Contents, target_risk: float, text: AskedText) -> bool:
         """Return whether a text is in the random sample and was not asked about recently under the promise."""
         texts = self._promised_texts.setdefault((adapter, target_risk), RecentTexts())
-        return self._drawn(str(text.key)) and texts.add(text.key)
+        return self._drawn(text.key) and texts.add(text.key)
 
-    def _drawn(self, name: str) -> bool:
-        """Return whether a prediction, by its id, or a text, by its number, is in the random sample.
+    def _drawn(self, name: bytes) -> bool:
+        """Return whether a prediction, by its id, or a text, by its hash, is in the random sample.
 
         A hash decides, so that the choice does not depend on the answer, nor on how often a text is asked about.
         """
-        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(name, digest_size=8).digest()
         return int.from_bytes(digest) < self._rate * 2**64
 
     def _served(self, adapter: Contents) -> bool:
@@ -270,6 +274,11 @@ class Feedback:
 
 def _contents(handle: AdapterHandle) -> Contents:
     return Contents(handle.name, handle.digest, handle.calibration_digest)
+
+
+def _text_under(adapter: Contents, target_risk: float, text: AskedText) -> bytes:
+    """Return a hash of a text under an adapter's promise."""
+    return hashlib.blake2b(json.dumps([*adapter, target_risk]).encode() + text.key, digest_size=16).digest()
 
 
 def _counts(outcomes: Promise | Tally) -> tuple[int, int, int]:

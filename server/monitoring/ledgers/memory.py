@@ -23,10 +23,12 @@ class MemoryLedger:
         self._tallies: dict[tuple[Contents, float], Tally] = {}
         self._noticed: dict[Contents, int] = {}
 
-    def remember(self, prediction_id: str, entry: Entry, done: Callable[[bool], None]) -> None:
+    def remember(
+        self, prediction_id: str, entry: Entry, done: Callable[[Entry | None], None], text: bytes | None
+    ) -> None:
         """Implement Ledger."""
         self._waiting[prediction_id] = entry
-        done(True)
+        done(entry)
         while len(self._waiting) > self._capacity:
             self._drop(next(iter(self._waiting)))
 

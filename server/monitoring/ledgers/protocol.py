@@ -123,8 +123,19 @@ class Counted(NamedTuple):
 class Ledger(Protocol):
     """Bounded store of recent predictions, counts of their outcomes, and counts of unfamiliar questions."""
 
-    def remember(self, prediction_id: str, entry: Entry, done: Callable[[bool], None]) -> None:
-        """Store a prediction without delaying the answer, and then call `done` with whether it is stored."""
+    def remember(
+        self, prediction_id: str, entry: Entry, done: Callable[[Entry | None], None], text: bytes | None
+    ) -> None:
+        """Store a prediction without delaying the answer, and then call `done` with what is stored.
+
+        Args:
+            prediction_id: id of the prediction.
+            entry: the prediction.
+            done: called with the prediction, or with None if it is not stored.
+            text: hash of the text and the promise that a requested prediction stands for; None if it is not requested
+                under a promise. A ledger that several processes share keeps it: the stored prediction is not requested
+                if one of another process stands for the text.
+        """
 
     async def find(self, prediction_id: str) -> Entry | None:
         """Return a stored prediction, or None.

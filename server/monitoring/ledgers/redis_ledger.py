@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -32,6 +33,18 @@ _TIMEOUT_S = 2.0
 _CLOSE_S = 1.0
 # Most connections; more would not be faster, and Redis limits them.
 _CONNECTIONS = 10
+# Stores a prediction, and marks it if an earlier one stands for its text, which is kept as long. Repeating it changes
+# nothing.
+_REMEMBER = """
+redis.call('HSET', KEYS[1], 'entry', ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+if not KEYS[2] then return 0 end
+local first = redis.call('GET', KEYS[2]) or KEYS[1]
+redis.call('SET', KEYS[2], first, 'EX', ARGV[2])
+if first == KEYS[1] then return 0 end
+redis.call('HSET', KEYS[1], 'repeats', 1)
+return 1
+"""
 # Sets the label and updates the counts in one transaction, so that a repeated call counts an outcome exactly once.
 _SETTLE = """
 local label, leader, keep_s = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
@@ -79,16 +92,24 @@ _FAILURES = (RedisError, AttributeError, LookupError, RecursionError, TypeError,
 
 
 class _Unwritten(NamedTuple):
-    """A prediction that is not in Redis yet, and what to call with whether it is stored."""
+    """A prediction that is not in Redis yet.
+
+    Attributes:
+        entry: the prediction.
+        text: hash of the text that it stands for, if any.
+        stored: resolves to the prediction as it is stored; None if it is not.
+    """
 
     entry: Entry
-    done: Callable[[bool], None]
+    text: bytes | None
+    stored: asyncio.Future[Entry | None]
 
 
 class RedisLedger:
     """Ledger in Redis.
 
-    Keys are blora:2:prediction:ID, a hash that expires after `keep_s`, and
+    Keys are blora:2:prediction:ID, a hash that expires after `keep_s`; blora:2:text:HASH, the first prediction about a
+    text under a promise, which expires `keep_s` after the last one; and
     blora:2:outcomes:NAME:DIGEST:CALIBRATION_DIGEST:RISK, the counts of a tally, which expire `keep_s` after they last
     changed or were looked at. The counts of unfamiliar questions, blora:2:drift:NAME:DIGEST:CALIBRATION_DIGEST, hold
     what each counter has counted, so that writing twice changes nothing, and when; each counter's expire `keep_s` after
@@ -133,45 +154,51 @@ class RedisLedger:
         self._writing: asyncio.Task[None] | None = None
         self._failures = ThrottledLogger(logger)
 
-    def remember(self, prediction_id: str, entry: Entry, done: Callable[[bool], None]) -> None:
+    def remember(
+        self, prediction_id: str, entry: Entry, done: Callable[[Entry | None], None], text: bytes | None
+    ) -> None:
         """Implement Ledger."""
         if len(self._waiting) >= _MAX_WAITING:
             self._failures.warning("Redis is too slow: a prediction is not remembered for feedback")
-            done(False)
+            done(None)
             return
-        self._waiting[_prediction(prediction_id)] = _Unwritten(entry, done)
+        stored: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
+        stored.add_done_callback(lambda future: done(future.result()))
+        self._waiting[_prediction(prediction_id)] = _Unwritten(entry, text, stored)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
 
     async def _write(self) -> None:
         """Write the predictions that wait, all of them in one transaction, until none waits."""
+        stored: list[Entry | None]
         while self._waiting:
             self._in_flight, self._waiting = self._waiting, {}
             try:
                 async with self._redis.pipeline() as pipe:
                     for key, one in self._in_flight.items():
-                        pipe.hset(key, "entry", _json(one.entry)).expire(key, self._keep_s)
-                    await pipe.execute()
-                stored = True
+                        keys = [key] if one.text is None else [key, _text(one.text)]
+                        pipe.eval(_REMEMBER, len(keys), *keys, _json(one.entry), self._keep_s)
+                    told = zip(self._in_flight.values(), await pipe.execute(), strict=True)
+                    stored = [_as_stored(one.entry, repeats) for one, repeats in told]
             except _FAILURES as exc:
-                stored = False
+                stored = [None] * len(self._in_flight)
                 self._failures.warning(
                     f"Redis failed ({type(exc).__name__}): {len(self._in_flight)} predictions are not remembered for "
                     "feedback"
                 )
             finally:
                 written, self._in_flight = self._in_flight, {}
-            for one in written.values():
-                one.done(stored)
+            for one, entry in zip(written.values(), stored, strict=True):
+                one.stored.set_result(entry)
 
     async def find(self, prediction_id: str) -> Entry | None:
-        """Implement Ledger; predictions that this replica has not written yet are found too."""
+        """Implement Ledger; a prediction that this replica is about to write is waited for."""
         key = _prediction(prediction_id)
         if (unwritten := self._in_flight.get(key) or self._waiting.get(key)) is not None:
-            return unwritten.entry
+            await asyncio.wait([unwritten.stored], timeout=_TIMEOUT_S)
         with _failures_told():
-            found = await self._redis.hget(key, "entry")
-            return _entry(found) if found is not None else None
+            found, repeats = await self._redis.hmget(key, "entry", "repeats")
+            return _as_stored(_entry(found), repeats or 0) if found is not None else None
 
     async def settle(self, prediction_id: str, entry: Entry, label: int) -> Settled:
         """Implement Ledger."""
@@ -278,12 +305,21 @@ def _entry(text: bytes) -> Entry:
     )
 
 
+def _as_stored(entry: Entry, repeats: bytes | int) -> Entry:
+    """Return an entry; it is not requested if it repeats a text for which an earlier one stands."""
+    return replace(entry, requested=False) if int(repeats) else entry
+
+
 def _outcomes(adapter: Contents, target_risk: float) -> str:
     return f"{_PREFIX}:outcomes:{':'.join(adapter)}:{target_risk:g}"
 
 
 def _drift(adapter: Contents) -> str:
     return f"{_PREFIX}:drift:{':'.join(adapter)}"
+
+
+def _text(text: bytes) -> str:
+    return f"{_PREFIX}:text:{text.hex()}"
 
 
 def _prediction(prediction_id: str) -> str:

@@ -60,8 +60,10 @@ class Store:
             return {key: client.ttl(key) for key in client.keys("*")}
 
     def contents(self) -> str:
+        """Return every key with its value."""
         with Redis.from_url(self.url) as client:
-            return "".join(str(client.hgetall(key)) for key in client.keys("*"))
+            read = {b"hash": client.hgetall, b"string": client.get}
+            return "".join(f"{key} {read[client.type(key)](key)}" for key in client.keys("*"))
 
 
 def replica(store: Store, **settings: Any) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from blora.server.engines.handle import AdapterHandle
 from blora.server.errors import FeedbackUnavailableError
@@ -14,7 +15,7 @@ from blora.server.monitoring.ledgers.protocol import Contents, Entry, Tally, has
 from blora.server.monitoring.ledgers.redis_ledger import RedisLedger
 from tests.server.fakes import CHOICES, FakeEngine, Running, running
 from tests.server.monitoring.redis_store import Store, needs_redis, replica, settled
-from tests.server.monitoring.test_feedback import CALIBRATED, ask
+from tests.server.monitoring.test_feedback import CALIBRATED, TARGET, ask
 
 pytestmark = needs_redis
 
@@ -106,10 +107,10 @@ async def test_an_alarm_stays_where_memory_is_short_and_old_predictions_are_drop
     try:
         await ledger.settle("pred_first", entry, 1)
         await ledger.reject(adapter, 0.05, 0)
-        stored = list[bool]()
+        stored = list[Entry | None]()
         for batch in range(12):
             for k in range(500):
-                ledger.remember(f"pred_{batch}_{k}", entry, stored.append)
+                ledger.remember(f"pred_{batch}_{k}", entry, stored.append, None)
             while len(stored) < 500 * (batch + 1):
                 await asyncio.sleep(0.01)
             assert await ledger.tally(adapter, 0.05) == Tally(1, 1, 0, rejected_at=0)
@@ -118,3 +119,48 @@ async def test_an_alarm_stays_where_memory_is_short_and_old_predictions_are_drop
         assert all(kept[11])
     finally:
         await ledger.close()
+
+
+async def test_a_text_counts_once_for_all_replicas_and_for_restarted_ones(store: Store) -> None:
+    """At an error of 2 % under a promise of 5 %, one text that is answered wrongly would raise the alarm by itself."""
+    told = 0
+    for _ in range(4):
+        async with replica(store) as one, replica(store) as other:
+            for server in (one, other):
+                for text in ("p=0.95 the same", "P=0.95  the same "):
+                    await settled(server, (await ask(server, text.lower()))["id"], "account")
+            promised = [
+                await server.metric("blora_promised_answers_total", **TARGET, requested="true")
+                for server in (one, other)
+            ]
+            told += sum(promised)
+            for asked in ("true", "false"):
+                counts = {"outcome": "wrong", "requested": asked}
+                found = sum(
+                    [await server.metric("blora_outcomes_total", **TARGET, **counts) for server in (one, other)]
+                )
+                assert found == (sum(promised) if asked == "true" else 4 - sum(promised))
+            assert await other.metric("blora_promise_broken", **TARGET) == 0
+    assert told == 1
+    with Redis.from_url(store.url) as client:
+        [counts] = client.keys("blora:2:outcomes:*")
+        assert client.hget(counts, "outcomes") == b"1"
+
+
+async def test_a_prediction_that_is_written_again_stays_the_one_that_counts(store: Store) -> None:
+    """After a lost reply redis-py writes again."""
+    adapter, text = Contents("triage", "sha256:1", "sha256:2"), b"hash of a text"
+    entry = Entry(adapter, None, b"salt", hashes(CHOICES, b"salt"), leader=0, target_risk=0.05, requested=True)
+    stored = list[Entry | None]()
+    for ledger in (RedisLedger(store.url, 100), RedisLedger(store.url, 100)):
+        for name, about in (("pred_1", text), ("pred_2", text), ("pred_3", b"another"), ("pred_4", None)):
+            ledger.remember(name, entry, stored.append, about)
+        await ledger.close()
+    requested = [one is not None and one.requested for one in stored]
+    assert requested == 2 * [True, False, True, True]
+    ledger = RedisLedger(store.url, 100)
+    try:
+        found = [await ledger.find(f"pred_{k}") for k in range(1, 5)]
+    finally:
+        await ledger.close()
+    assert found == stored[:4]

@@ -15,7 +15,7 @@ PROMISED = Entry(ONE, None, b"salt", b"hashes", LEADER, 0.05, requested=True)
 
 async def told(ledger: MemoryLedger, prediction_id: str, *labels: int, entry: Entry = PROMISED) -> list[Settled]:
     """Store a prediction and report outcomes of it, one after the other."""
-    ledger.remember(prediction_id, entry, lambda stored: None)
+    ledger.remember(prediction_id, entry, lambda stored: None, None)
     return [await ledger.settle(prediction_id, entry, label) for label in labels]
 
 
