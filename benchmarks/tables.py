@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import answer_tables
+from benchmarks import answer_tables, few_rows
 from benchmarks import deploy_tables as deploy
 from benchmarks.calibration.report.records import read_results
 from benchmarks.calibration.report.study import studies
@@ -171,28 +171,6 @@ def _treatment(found: Result) -> str:
     return "recalibrated" if found.get("recalibrated") else "with temperature" if found["tempered"] else "as it is"
 
 
-def _few_rows(name: str) -> str:
-    """Return the table of heads from few rows, recalibrated without and with training rows out of fold."""
-    [result] = _load(name)
-    columns: Columns = {
-        "set": "{set}",
-        "rows": "{n_rows}",
-        "of these to validate": "{n_validation}",
-        **{
-            f"{metric.upper()}, {way}": lambda row, metric=metric, key=key: f"{row[key][metric]:.3f}"
-            for metric in ("nll", "ece")
-            for way, key in (("validation rows alone", "alone"), ("with rows out of fold", "out_of_fold"))
-        },
-        "fall of the NLL": "{gain:.3f} ± {gain_std:.3f}",
-    }
-    return (
-        f"{record_table(result['sizes'], columns, n_words=2)}\n\n"
-        f"Means over {result['n_divisions']} choices of the rows, ± the standard deviation; {result['base_model']}, "
-        f"{result['dtype']}; {on_machine(result['machine'])}, revision {result['revision']}; "
-        f"`{result['command']}`."
-    )
-
-
 def _training_time(folder: str) -> str:
     """Return the table of our training step beside one of plain LoRA."""
     [result] = _load(folder)
@@ -320,7 +298,8 @@ TABLES: dict[str, Callable[[str], str]] = {
     "head_training": lambda name: times(_load(name)),
     "depths": lambda name: depths.table(_load(name)),
     "mirrored": lambda name: mirrored.table(_load(name)),
-    "few_rows": _few_rows,
+    "few_rows": lambda name: few_rows.recalibration_table(*_load(name)),
+    "all_rows": lambda name: few_rows.all_rows_table(*_load("few_rows")),
     "search": _search,
     "choice": _choice,
     "attacks": _of("attacks", faults.attacks),

@@ -64,8 +64,8 @@ def row_after_row(features: Features, sizes: Sequence[int]) -> Features:
 def prefer_loras(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let training take the head above a LoRA, though the head alone may be better."""
 
-    def poor(*args: Any) -> TrainedHead:
-        found = train_head(*args)
+    def poor(*args: Any, **named: Any) -> TrainedHead:
+        found = train_head(*args, **named)
         return replace(found, trial=replace(found.trial, losses=found.trial.losses + 9.0))
 
     monkeypatch.setattr("blora.training.run.train_head", poor)

@@ -14,6 +14,7 @@ __all__ = [
     "warn_of_few_rows",
     "warn_of_left_out",
     "warn_of_odd_labels",
+    "warn_of_reference",
     "warn_of_two_labels",
     "warn_of_unseen_choices",
     "warn_of_worse_choices",
@@ -36,6 +37,28 @@ def warn_of_few_rows(n_rows: int, n_recalibrating: int) -> None:
             "there are only %d validation rows: %stheir accuracy, NLL and ECE are unreliable; use at least %d, better "
             "several hundred",
             *(n_rows, weak, FEW_ROWS),
+        )
+
+
+def warn_of_reference(n_rows: int, n_trained_on: int, *, guesses: bool) -> None:
+    """Log warnings if the rows that a familiarity's p-values are among are few, or if the adapter was trained on them.
+
+    Args:
+        n_rows: number of these rows.
+        n_trained_on: number of those that the adapter was trained on.
+        guesses: whether answers to questions that are far beyond them become guesses.
+    """
+    if n_rows < FEW_ROWS:
+        none = "" if guesses else ", and answers to questions that are far from all of them stay as confident as any"
+        logger.warning(
+            "there are only %d reference rows: no question can be less familiar than 1/%d%s; use at least %d",
+            *(n_rows, n_rows + 1, none, FEW_ROWS),
+        )
+    if n_trained_on:
+        logger.warning(
+            "the adapter was trained on %d of the %d reference rows: it answers them too well, so that too few answers "
+            "to other questions become guesses; bring further rows as validation rows",
+            *(n_trained_on, n_rows),
         )
 
 

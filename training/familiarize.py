@@ -16,10 +16,11 @@ from blora.errors import AdapterError, ConfigError
 from blora.inference.reading import head_log_probs
 from blora.posterior.decision_head import HeadPosterior
 from blora.posterior.noise import generator_of
+from blora.training.caveats import warn_of_reference
 from blora.training.head.familiarity import FittedFamiliarity, familiarity_of, with_guesses
 from blora.training.head.features import read_features
 from blora.training.rows.examples import examples_for, split_examples
-from blora.training.rows.overlap import SEEN, check_disjoint, fingerprints
+from blora.training.rows.overlap import SEEN, check_disjoint, fingerprints, seen_among, trained_on
 from blora.training.rows.packed import pack_examples
 from blora.training.rows.sources import Rows
 
@@ -88,6 +89,9 @@ def familiarize_adapter(
     found = familiarity_of(config.head.depths, read[0], rows, read[1], others)
     found = replace(found, familiarity=with_guesses(found.familiarity, probs, others))
     known = config.training.get(SEEN, {})
+    n_trained_on = len(seen_among(held, {SEEN: trained_on(known)}))
+    guesses = found.familiarity.config.guesses_beyond is not None
+    warn_of_reference(len(others), n_trained_on, guesses=guesses)
     seen = {"familiarity": fingerprints(examples), "reference": fingerprints(held)}
     record = {
         "source": examples.source,

@@ -1,7 +1,7 @@
 """The recipe of a training run, and its making from flags and keyword arguments."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,10 @@ T = TypeVar("T")
 # Prompt settings that the user chooses; the length power is found on validation rows.
 PROMPT = ("choices", "template", "scoring", "normalization", "choice_end")
 THRESHOLDS = tuple(score.threshold for score in SCORES.values())
+# Settings of the adapter that do not affect its training.
+OF_THE_ADAPTER = ("policy", "n_samples", "command")
+# Training settings that do not affect the result.
+INCIDENTAL = ("work_dir", "resume", "trunk_cache_gib", "report_to")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +35,8 @@ class Recipe:
 
     Attributes:
         data: rows to train on, in any form that `blora.training.rows.sources.read_table` takes.
-        validation: rows to validate on, in the same forms; None sets rows of `data` aside.
+        validation: rows to validate on, in the same forms; None sets rows of `data` aside, to which a head alone is
+            fitted again in the end.
         split: split to train on, of a hub data set.
         validation_split: split to validate on, of a hub data set.
         columns: our column names, mapped to the names in `data` and `validation`.
@@ -98,6 +103,18 @@ class Recipe:
     policy: dict[str, float] | None = None
     training: TrainConfig
     command: str
+
+    def of_training(self) -> dict[str, Any]:
+        """Return what affects the training, but for the rows, as JSON."""
+        names = [f.name for f in fields(self) if f.name not in ("data", "validation", *OF_THE_ADAPTER)]
+        settings = {name: getattr(self, name) for name in names}
+        settings |= {name: asdict(settings[name]) for name in ("posterior", "prompt", "sampling", "training")}
+        settings["question"] = asdict(self.question) if self.question is not None else None
+        settings["columns"] = dict(self.columns) if self.columns is not None else None
+        settings["init_from"] = str(self.init_from) if self.init_from is not None else None
+        for name in INCIDENTAL:
+            settings["training"].pop(name)
+        return settings
 
 
 _USUAL = {field.name: field.default for field in fields(Recipe)}

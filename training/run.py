@@ -3,15 +3,15 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from transformers import TrainerCallback
 
 from blora.adapter import check_output, save_adapter
+from blora.adapter.card import ON_ALL
 from blora.adapter.lora import WEIGHTS_FILE, lora_shape, read_lora
 from blora.adapter.opening import check_lora_base, open_base
 from blora.base_model import BaseModel
@@ -31,6 +31,7 @@ from blora.posterior.inject import (
     target_names,
 )
 from blora.posterior.posterior import Posterior
+from blora.questions.fingerprints import joined
 from blora.training.caveats import warn_of_few_rows, warn_of_unseen_choices
 from blora.training.config import N_SAMPLES
 from blora.training.head.train import Part, TrainedHead, parse_depths, train_below, train_head
@@ -52,11 +53,6 @@ from blora.training.tune import scorer
 __all__ = ["Trained", "train_adapter"]
 
 logger = logging.getLogger(__name__)
-
-# Settings of the adapter that do not affect its training.
-OF_THE_ADAPTER = ("policy", "n_samples", "command")
-# Training settings that do not affect the result.
-INCIDENTAL = ("work_dir", "resume", "trunk_cache_gib", "report_to")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +93,6 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
     head, layers = plan_of(recipe, prompt)
     if callbacks and layers == "none":
         raise ConfigError("got callbacks for a head alone, which takes no steps: leave them out, or give layers a LoRA")
-    seen = before | {"train": fingerprints(train), "validation": fingerprints(validation)}
     processes, device = claim_device(recipe.device)
     base = open_base(recipe.base_model, device=device, dtype=recipe.dtype)
     if base.is_encoder and head != "linear":
@@ -136,7 +131,8 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
         policy=recipe.policy,
         training=_record(recipe, base, train)
         | {
-            SEEN: seen,
+            SEEN: before | chosen.seen(train, validation),
+            ON_ALL: chosen.on_all,
             "parts": {part.name: part.metrics.to_dict() for part in parts},
             "validation": {
                 "source": validation.source,
@@ -167,7 +163,8 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
 class _Candidate:
     """An adapter that could be written, with its results on the validation rows.
 
-    Candidates are compared by `judged`, whose recalibration is that of the validation rows alone.
+    Candidates are compared by `judged`, whose recalibration is that of the validation rows alone. With `on_all`, the
+    posterior was then fitted to these rows too.
     """
 
     posterior: Posterior | HeadPosterior
@@ -182,6 +179,14 @@ class _Candidate:
     familiarity: Familiarity | None = None
     targets: tuple[str, ...] = ()
     modules: dict[str, tuple[int, int]] = field(default_factory=dict)
+    on_all: bool = False
+
+    def seen(self, train: ExampleSet, validation: ExampleSet) -> dict[str, str]:
+        """Return the fingerprints of the rows by use."""
+        of_train, of_validation = fingerprints(train), fingerprints(validation)
+        if self.on_all:
+            return {"train": joined(of_train, of_validation)}
+        return {"train": of_train, "validation": of_validation}
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +206,7 @@ class _Run:
 
     def checkpoint(self, prompt: PromptConfig) -> Path | None:
         """Claim the work folder, and return the checkpoint to resume from, if there is one."""
-        run = _settings(self.recipe) | {"prompt": asdict(prompt), "base": self.base.ref.fingerprint}
+        run = self.recipe.of_training() | {"prompt": asdict(prompt), "base": self.base.ref.fingerprint}
         if self.base.companion is not None:
             run["companion"] = self.base.companion.ref.fingerprint
         run |= {"train": self.train.digest, "validation": self.validation.digest}
@@ -221,6 +226,7 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
     recipe, base = run.recipe, run.base
     sampling = replace(recipe.sampling, n_samples=n_samples_of(recipe, head=True))
     rows, validation_rows = run.packed(prompt)
+    on_all = recipe.validation is None  # whoever brings validation rows may want to judge the adapter by them
     began = time.perf_counter()
 
     def candidate(trained: TrainedHead, targets: tuple[str, ...] = ()) -> _Candidate:
@@ -237,6 +243,7 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
             familiarity=trained.familiarity,
             targets=targets,
             modules=trained.posterior.lora.modules_shape,
+            on_all=on_all and not targets,
         )
 
     n_layers = n_layers_of(base.model)
@@ -245,7 +252,7 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
         _check_below(lora[1], depths[-1])
     # Before the frozen head is trained, so that a work folder that cannot be used is refused at once.
     checkpoint = run.checkpoint(prompt) if lora is not None else None
-    frozen = train_head(base, rows, validation_rows, sampling, depths)
+    frozen = train_head(base, rows, validation_rows, sampling, depths, on_all=on_all)
     found = [candidate(frozen)]
     if lora is not None:
         targets, below = lora
@@ -374,26 +381,13 @@ def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet, PromptConfig]:
     return train, validation, prompt
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as JSON, without its rows and settings that do not affect the training."""
-    names = [f.name for f in fields(recipe) if f.name not in ("data", "validation", *OF_THE_ADAPTER)]
-    settings = {name: getattr(recipe, name) for name in names}
-    settings |= {name: asdict(settings[name]) for name in ("posterior", "prompt", "sampling", "training")}
-    settings["question"] = asdict(recipe.question) if recipe.question is not None else None
-    settings["columns"] = dict(recipe.columns) if recipe.columns is not None else None
-    settings["init_from"] = str(recipe.init_from) if recipe.init_from is not None else None
-    for name in INCIDENTAL:
-        settings["training"].pop(name)
-    return settings
-
-
 def _record(recipe: Recipe, base: BaseModel, train: ExampleSet) -> dict[str, object]:
     return {
         "command": recipe.command,
         "revision": revision(),
         "machine": machine(base.device),
         "dtype": base.dtype_name,
-        "settings": _settings(recipe)["training"],
+        "settings": recipe.of_training()["training"],
         "init_from": str(recipe.init_from) if recipe.init_from is not None else None,
         "train": {"source": train.source, "digest": train.digest, "n_examples": len(train.examples)},
     }

@@ -8,7 +8,10 @@ from typing import Any
 from blora.base_model import EMBEDDED_HUB_ID, EMBEDDED_ID
 from blora.config import AdapterConfig, BaseModelRef, PromptConfig
 
-__all__ = ["is_edited", "model_card", "validation_figures"]
+__all__ = ["ON_ALL", "is_edited", "model_card", "validation_figures"]
+
+# Key of the training record for whether a head was fitted again, to the validation rows too.
+ON_ALL = "on_all_rows"
 
 OF_LORA = (
     "A Bayesian-LoRA adapter (arXiv:2601.21003). Plain PEFT loads its posterior mean; `blora serve` draws from the",
@@ -128,7 +131,9 @@ def _model_index(config: AdapterConfig, name: str) -> list[str]:
     n_rows = figures.get("n_examples")
     helping = figures.get("n_recalibrating", n_rows) - n_rows if n_rows is not None else 0
     beside = f" with {helping} training rows out of fold" if helping else ""
-    about = f"{source}: validation rows, which the recalibration was fitted on{beside}, {n_rows} of them"
+    fitted_later = config.training.get(ON_ALL) and not config.training.get("tuning")
+    later = ", before the head was fitted to them too" if fitted_later else ""
+    about = f"{source}: validation rows, which the recalibration was fitted on{beside}, {n_rows} of them{later}"
     dataset = {"type": str(source), "name": about, "split": "validation"}
     task = {"type": "text-classification"}
     index = [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": entries}]}]
@@ -239,9 +244,11 @@ def _validation(training: Mapping[str, Any]) -> list[str]:
     figures = validation_figures(training)
     if not figures:
         return []
-    tuned = ["", "After tuning, on the rows that chose the scale and the recalibration:"]
+    about = "Before the head was fitted to these rows too:" if training.get(ON_ALL) else None
+    if training.get("tuning"):
+        about = "After tuning, on the rows that chose the scale and the recalibration:"
     cells = {k: f"{v:.4f}" if isinstance(v, float) else str(v) for k, v in figures.items()}
-    return ["", "## Validation", *(tuned if training.get("tuning") else []), "", *_table(cells)]
+    return ["", "## Validation", *(["", about] if about is not None else []), "", *_table(cells)]
 
 
 def _policy(policy: Mapping[str, float] | None) -> str:

@@ -77,7 +77,8 @@ def train(
             input and several labelled questions, as requests to /v1/decisions have them.
         output: the adapter directory to write.
         choices: the fixed label set; by default each row's own choices, or else the set of all labels in the rows.
-        validation: rows for recalibration and early stopping; by default a tenth of `rows`, not used for training.
+        validation: rows for recalibration and early stopping; by default a tenth of `rows`, to which a head alone is
+            fitted in the end too.
         columns: the rows' names for columns with other names, as in {"prompt": "review"}.
         base_model: see `load`; by default that of an `init_from` that `train` made, or else the embedded model.
         device: see `load`.

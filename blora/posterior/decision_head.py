@@ -78,6 +78,16 @@ class Features:
         grams = tuple(self.grams[i] for i in places) if self.grams else ()
         return Features(self.states[rows], self.counts[rows], prompt, owner, n_choices, grams)
 
+    def beside(self, other: "Features") -> "Features":
+        """Return the features of these questions and of others, neither of which stand padded as (B, C, F)."""
+
+        def both(one: Tensor | None, another: Tensor | None) -> Tensor | None:
+            return torch.cat([one, another]) if one is not None and another is not None else None
+
+        owner = both(self.owner, other.owner + len(self) if other.owner is not None else None)
+        states, counts = torch.cat([self.states, other.states]), torch.cat([self.counts, other.counts])
+        return Features(states, counts, both(self.prompt, other.prompt), owner, grams=(*self.grams, *other.grams))
+
     def choices(self) -> tuple[Tensor, Tensor] | None:
         """Return the states (R, F) of the questions' own choices, row after row, and the question (R,) of each."""
         if self.owner is not None:

@@ -10,6 +10,7 @@ from blora.decision.temperature import FEW_ROWS
 from blora.training.caveats import (
     warn_of_few_rows,
     warn_of_odd_labels,
+    warn_of_reference,
     warn_of_two_labels,
     warn_of_unseen_choices,
     warn_of_worse_choices,
@@ -29,6 +30,17 @@ def test_few_validation_rows_are_told_with_their_number(caplog: pytest.LogCaptur
     )
     warn_of_few_rows(FEW_ROWS, FEW_ROWS)
     assert caplog.records == [alone, helped]
+
+
+def test_a_poor_reference_of_familiarity_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_reference(FEW_ROWS, 0, guesses=False)
+    assert not caplog.records
+    warn_of_reference(4, 0, guesses=True)
+    warn_of_reference(4, 3, guesses=False)
+    first, few, trained_on = (record.getMessage() for record in caplog.records)
+    assert first.startswith("there are only 4 reference rows: no question can be less familiar than 1/5; use at least")
+    assert "stay as confident as any" in few
+    assert trained_on.startswith("the adapter was trained on 3 of the 4 reference rows")
 
 
 def test_labels_that_may_be_misspelt_are_named_with_what_is_meant(caplog: pytest.LogCaptureFixture) -> None:

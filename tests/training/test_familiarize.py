@@ -78,7 +78,9 @@ def test_the_familiarity_is_that_of_a_training_on_the_same_rows(
     assert not (made / "bare" / FAMILIARITY_FILE).exists()
 
 
-def test_it_reads_requests_as_the_adapter_is_asked_them(base_folder: Path, tmp_path: Path) -> None:
+def test_it_reads_requests_as_the_adapter_is_asked_them(
+    base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     instructions = "Which of the two colours does this text speak of?"
     choices = [{"value": "warm", "description": "red"}, {"value": "cold"}]
     question = {"type": "choice", "name": "colour", "instructions": instructions, "choices": choices}
@@ -87,14 +89,16 @@ def test_it_reads_requests_as_the_adapter_is_asked_them(base_folder: Path, tmp_p
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     more = ("--question", str(tmp_path / "question.json"))
     assert main(arguments(base_folder, data, tmp_path / "toy", *more)) == 0
+    capsys.readouterr()
     assert main(command(tmp_path / "toy", base_folder, data, "--output", str(tmp_path / "again"))) == 0
+    assert "the adapter was trained on 6 of the 6 reference rows" in capsys.readouterr().err
     base = open_base(str(base_folder), device="cpu", dtype="float32")
     before, after = (load_adapter(tmp_path / name, base).familiarity for name in ("toy", "again"))
     assert before is not None
     assert after is not None
     torch.testing.assert_close(after.center, before.center, rtol=0.1, atol=0.1)  # means of nearly the same rows
     seen = read_config(tmp_path / "again").training["seen"]
-    assert set(parts(seen["familiarity"])) <= set(parts(seen["train"] + seen["validation"]))
+    assert set(parts(seen["familiarity"])) <= set(parts(seen["train"]))
 
 
 def test_it_takes_the_place_of_the_adapter_and_drops_its_calibration(

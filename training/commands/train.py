@@ -44,7 +44,9 @@ def _parser() -> ArgumentParser:
         "--data", required=True, help="training rows: .jsonl, .csv, .parquet, or hub data set owner/name[:config]"
     )
     data.add_argument(
-        "--validation", help="validation rows, in the same forms (default: rows of --data that are not trained on)"
+        "--validation",
+        help="validation rows, in the same forms, which are not trained on (default: rows of --data that are set "
+        "aside; a head alone is fitted again in the end, to them too)",
     )
     data.add_argument("--split", default="train", help="split of a hub data set to train on")
     data.add_argument(

@@ -66,7 +66,7 @@ class TrainedHead:
     """A head's posterior at the chosen width.
 
     Attributes:
-        posterior: the posterior.
+        posterior: the posterior; all else is of the training rows' fit, also where this is the one to all rows.
         config: the head's settings.
         trial: recalibration and metrics on the validation rows, as `parts` have them.
         served: the same with the recalibration to serve with, for which training rows help few validation rows out.
@@ -154,6 +154,8 @@ def train_head(
     validation: Sequence[LabelledRow],
     sampling: SamplingConfig,
     depths: Sequence[int] | None,
+    *,
+    on_all: bool,
 ) -> TrainedHead:
     """Return the head that fits the training rows best on the frozen base model.
 
@@ -164,6 +166,7 @@ def train_head(
         sampling: number and seed of the adapter's draws.
         depths: depths of the states that it reads; None for those of `default_head` at which the model has one state
             a token.
+        on_all: whether the posterior is fitted again in the end, to the validation rows too.
     """
     linear = train[0].row.readout == "linear"
     config = head_on(base, linear=linear, depths=depths)
@@ -174,7 +177,12 @@ def train_head(
             config = head_on(base, linear=linear, depths=readable)
     lora = Posterior({}, PosteriorConfig(method="lora"), seed=0)
     read = [read_features(base.model, rows, config, lora.mean(), "reading states") for rows in (train, validation)]
-    return fit_parts(config, read[0], train, read[1], validation, sampling, lora)
+    found = fit_parts(config, read[0], train, read[1], validation, sampling, lora)
+    if not on_all:
+        return found
+    logger.info("fitting the head again, to the validation rows too")
+    head = found.again(read[0].beside(read[1]), [*train, *validation])
+    return replace(found, posterior=HeadPosterior(head.widen(found.trial.scale), lora), config=head.config)
 
 
 def train_below(
