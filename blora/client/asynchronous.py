@@ -22,6 +22,8 @@ from blora.client.exchange import (
     check,
     closed,
     deadline,
+    most_connections,
+    of_kind,
     question,
     questions,
     read_answer,
@@ -54,7 +56,8 @@ class AsyncClient:
     Raises:
         ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, has a user name or
             password, a query or a fragment, or ends in /v1; if the API key is empty or is not printable ASCII; if the
-            deadline is negative or NaN; or if the environment names a proxy or certificates that cannot be used.
+            deadline is negative or NaN; if `abstain`, `retries` or `max_connections` is of another kind; or if the
+            environment names a proxy or certificates that cannot be used.
     """
 
     def __init__(
@@ -69,15 +72,16 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._deadline_s = deadline(deadline_s)
-        self._abstain = abstain
-        self._retries = retries or Retries()
+        self._abstain = of_kind(AbstainPolicy, abstain=abstain)  # type: ignore[type-abstract]  # it makes none
+        self._retries = of_kind(Retries, retries=retries) or Retries()
+        self._max_connections = most_connections(max_connections)
         self._url = address(url)
         opened = partial(
             httpx.AsyncClient,
             base_url=self._url,
             headers=authorization(api_key),
             timeout=None,  # the deadline of a call applies instead
-            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=max_connections),
             transport=transport,
             verify=certificates(),  # one for all event loops, because reading the certificates takes time
         )
@@ -196,7 +200,7 @@ class AsyncClient:
         connections = self._connections()
         try:
             async with asyncio.timeout(seconds), connections.call():
-                return (await connections.http.get("/readyz")).is_success
+                return (await connections.send(connections.http.build_request("GET", "/readyz"))).is_success
         except (TimeoutError, httpx.RequestError):
             return False
 
@@ -245,7 +249,7 @@ class AsyncClient:
         with self._opening:  # loops of several threads may make their first calls at the same time
             connections = self._http.get(loop)
             if connections is None:
-                connections = Connections(self._open())
+                connections = Connections(self._open(), self._max_connections)
                 in_use = {one: its for one, its in self._http.items() if not one.is_closed()}
                 self._http = in_use | {loop: connections}  # a new dict, because `aclose` may be reading the old one
         return connections
@@ -293,16 +297,16 @@ class AsyncClient:
                 await asyncio.sleep(wait_s)
 
     async def _send(self, path: str, body: dict[str, Any], kind: type[A]) -> A:
-        http = self._connections().http
+        connections = self._connections()
         try:
-            request = http.build_request("POST", path, json=body)
+            request = connections.http.build_request("POST", path, json=body)
         except (TypeError, ValueError) as exc:
             raise RefusedError(
                 f"The request cannot be written as JSON ({exc}): convert its fields to strings, finite numbers, lists "
                 "and dicts"
             ) from exc
         try:
-            response = await http.send(request)
+            response = await connections.send(request)
         except httpx.DecodingError as exc:
             raise MalformedAnswerError(
                 f"The answer from {self._url} cannot be decoded ({exc}): check that a blora server is "

@@ -9,6 +9,7 @@ import httpx
 
 from blora.client.errors import UnreachableError
 from blora.client.exchange import closed
+from blora.client.sending import send
 
 __all__ = ["Connections"]
 
@@ -17,11 +18,13 @@ class Connections:
     """Connections of one event loop, and the calls that use them.
 
     Args:
-        http: the connections; `aclose` closes them.
+        http: the connections, without a limit of their own; `aclose` closes them.
+        most: most open connections.
     """
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: httpx.AsyncClient, most: int) -> None:
         self.http = http
+        self._free = asyncio.Semaphore(most)
         self._calls: dict[asyncio.Timeout, asyncio.Event] = {}  # each call in flight, and the event of its end
 
     async def aclose(self) -> None:
@@ -32,6 +35,15 @@ class Connections:
         for ended in calls.values():
             await ended.wait()
         await self.http.aclose()
+
+    async def send(self, request: httpx.Request) -> httpx.Response:
+        """Return the response, once a connection is free.
+
+        Raises:
+            httpx.RequestError: if there is none.
+        """
+        async with self._free:
+            return await send(self.http, request)
 
     @asynccontextmanager
     async def call(self) -> AsyncIterator[None]:

@@ -31,6 +31,8 @@ __all__ = [
     "closed",
     "deadline",
     "kind_of",
+    "most_connections",
+    "of_kind",
     "question",
     "questions",
     "read_answer",
@@ -106,6 +108,29 @@ def deadline(usual: float, given: float | None = None) -> float:
     if not seconds >= 0:  # true for NaN too
         raise ConfigError(f"got deadline_s={seconds}, expected 0 or more seconds: give the time that a call may take")
     return seconds
+
+
+def most_connections(most: int) -> int:
+    """Return the most open connections.
+
+    Raises:
+        ConfigError: if there may be none, or the number is not a whole one.
+    """
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ConfigError(f"got max_connections={most!r}, expected a whole number from 1: calls wait for a connection")
+    return most
+
+
+def of_kind(kind: type[T], **named: T | None) -> T | None:
+    """Return the argument, whose name is given with it.
+
+    Raises:
+        ConfigError: if the argument is neither None nor of this kind.
+    """
+    [(name, given)] = named.items()
+    if given is not None and not isinstance(given, kind):
+        raise ConfigError(f"got {name}={given!r}, expected {kind.__name__}: see help(blora.client.{kind.__name__})")
+    return given
 
 
 def question(asked: str | Messages, fields: Mapping[str, Any]) -> dict[str, Any]:

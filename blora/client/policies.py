@@ -6,6 +6,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, make_dataclass
+from math import isfinite
 from typing import Any, ClassVar
 
 from blora.client.answers import AbstainReason, Prediction
@@ -24,7 +25,7 @@ class AbstainPolicy(ABC):
 
     def apply(self, prediction: Prediction) -> Prediction:
         """Return the prediction, without its answer and with the reasons added if the condition holds."""
-        reasons = self.reasons(prediction)
+        reasons = tuple(self.reasons(prediction))  # fails for a policy that returns None
         if not reasons:
             return prediction
         withheld: Prediction = prediction.model_copy(
@@ -33,10 +34,10 @@ class AbstainPolicy(ABC):
         return withheld
 
     def __or__(self, other: "AbstainPolicy") -> "AbstainPolicy":
-        return _Either(self, other)
+        return _Either(self, other) if isinstance(other, AbstainPolicy) else NotImplemented
 
     def __and__(self, other: "AbstainPolicy") -> "AbstainPolicy":
-        return _Both(self, other)
+        return _Both(self, other) if isinstance(other, AbstainPolicy) else NotImplemented
 
     def __bool__(self) -> bool:
         """Raise TypeError, because `a or b` would be `a` alone."""
@@ -51,7 +52,7 @@ class _Beyond(AbstainPolicy):
 
     def __post_init__(self) -> None:
         limits = list(self._limits())
-        if not limits or not all(0 <= limit <= score.greatest for score, limit in limits):
+        if not limits or not all(_is_limit(limit) and 0 <= limit <= score.greatest for score, limit in limits):
             raise ValueError(f"got {self}, expected {self._expected}")
 
     def reasons(self, prediction: Prediction) -> tuple[AbstainReason, ...]:
@@ -68,7 +69,21 @@ class _Beyond(AbstainPolicy):
                 yield score, limit
 
 
+def _is_limit(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
 def _value(prediction: Prediction, score: Score) -> float:
+    """Return the value of a score.
+
+    Raises:
+        ClientError: if the answer lacks it, or if its draws, by whose differences the score goes, do not differ.
+    """
+    if score.fewest_draws > 1 and not _draws_differ(prediction):
+        raise ClientError(
+            f"got an answer whose draws do not differ, expected {score.fewest_draws} different ones or more to apply a "
+            f"threshold on {score.name}: ask for more draws of an adapter with a posterior, or leave the threshold out"
+        )
     value: float | None = getattr(prediction, score.name)
     if value is None:
         raise ClientError(
@@ -76,6 +91,11 @@ def _value(prediction: Prediction, score: Score) -> float:
             f"{score.name}, which comes with a decision head; leave the threshold out"
         )
     return value
+
+
+def _draws_differ(prediction: Prediction) -> bool:
+    """Return whether any probability spreads over the draws, as all but a share of exactly 1 do."""
+    return prediction.confidence == 1 or any(choice.std > 0 for choice in prediction.probabilities)
 
 
 def _with_field_for_each(scores: Sequence[Score]) -> Any:
@@ -113,7 +133,7 @@ class _Either(AbstainPolicy):
     other: AbstainPolicy
 
     def reasons(self, prediction: Prediction) -> tuple[AbstainReason, ...]:
-        return self.one.reasons(prediction) + self.other.reasons(prediction)
+        return (*self.one.reasons(prediction), *self.other.reasons(prediction))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +143,4 @@ class _Both(AbstainPolicy):
 
     def reasons(self, prediction: Prediction) -> tuple[AbstainReason, ...]:
         found = self.one.reasons(prediction), self.other.reasons(prediction)
-        return found[0] + found[1] if all(found) else ()
+        return (*found[0], *found[1]) if all(found) else ()

@@ -15,6 +15,7 @@ import httpx
 import torch
 from torch import Tensor
 
+from blora.client.sending import send
 from blora.errors import ConfigError
 from blora.vllm.turns import Turns
 
@@ -60,8 +61,9 @@ class VllmClient:
 
     def __init__(self, url: str, *, timeout_s: float, concurrency: int) -> None:
         check_address(url)
-        # Connections stay open as long as vLLM keeps them, because each new one is proved.
-        limits = httpx.Limits(max_connections=concurrency, keepalive_expiry=None)
+        # Connections stay open as long as vLLM keeps them, because each new one is proved. Their number is limited by
+        # the turns alone, because a request that is cancelled while it waits in httpx takes a connection along.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=concurrency, keepalive_expiry=None)
         # A transport of its own, because httpx would send prompts through a proxy that the environment names.
         transport = httpx.AsyncHTTPTransport(limits=limits)
         key = _key()
@@ -186,7 +188,8 @@ class VllmClient:
             self._unanswered_since = time.monotonic()
         for attempt in range(1, _TRIES + 1):
             try:
-                response = await self._http.post(path, json=body, extensions={"trace": self._count})
+                request = self._http.build_request("POST", path, json=body, extensions={"trace": self._count})
+                response = await send(self._http, request)
                 self._unanswered_since = None
                 _check_reached(response)
                 return response

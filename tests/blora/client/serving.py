@@ -1,6 +1,8 @@
 """Servers on sockets: one that answers every question alike, and one that does anything else."""
 
 import asyncio
+import json
+import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -65,7 +67,7 @@ async def listening(
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await behaviour(reader, writer)
-        except ConnectionError:
+        except (ConnectionError, asyncio.CancelledError):  # cancelled at the end of the test
             pass
         finally:
             writer.close()
@@ -75,3 +77,26 @@ async def listening(
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
+
+
+class Repeating:
+    """The behaviour of a server that gives each request one answer, and its number of open connections."""
+
+    def __init__(self, answer: dict[str, Any], wait_s: float = 0.0) -> None:
+        self.answer = json.dumps(answer).encode()
+        self.wait_s = wait_s
+        self.n_open = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.n_open += 1
+        try:
+            while True:
+                header = await reader.readuntil(b"\r\n\r\n")
+                [length] = re.findall(rb"content-length: (\d+)", header.lower())
+                await reader.readexactly(int(length))
+                await asyncio.sleep(self.wait_s)
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(self.answer), self.answer))
+        except asyncio.IncompleteReadError:  # the other end closed
+            pass
+        finally:
+            self.n_open -= 1

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -231,6 +232,19 @@ async def test_a_deadline_that_is_no_time_is_refused(deadline_s: float, kind: ty
         ):
             with pytest.raises(ConfigError, match=expected):
                 await call
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"retries": 3}, {"abstain": 0.8}, {"max_connections": 0}, {"max_connections": 2.5}, {"max_connections": True}],
+)
+@pytest.mark.parametrize("kind", [AsyncClient, Client])
+def test_an_option_of_another_kind_is_refused_before_any_call(
+    options: dict[str, Any], kind: type[AsyncClient | Client]
+) -> None:
+    [(name, value)] = options.items()
+    with pytest.raises(ConfigError, match=f"got {name}={value}, expected"):
+        kind(**options)
 
 
 async def test_a_key_from_a_file_is_sent_without_its_newline() -> None:

@@ -6,9 +6,10 @@ import pytest
 
 from blora.client.asynchronous import AsyncClient
 from blora.client.errors import ClientError
+from tests.blora.client.predictions import body
 from tests.blora.client.processes import in_a_process
 from tests.blora.client.scripts import client_of, error, in_turn
-from tests.blora.client.serving import listening
+from tests.blora.client.serving import Repeating, listening
 
 
 class Silent:
@@ -49,6 +50,16 @@ async def test_closing_ends_the_calls_in_flight_and_those_that_wait_for_a_connec
         (ClientError, "This client is closed: make a new one")
     }
     assert server.n_accepted == 2
+
+
+async def test_calls_that_end_while_they_wait_for_a_connection_leave_it_to_the_next_one() -> None:
+    server = Repeating(body(), wait_s=0.05)
+    async with listening(server) as url, AsyncClient(url, max_connections=2) as client:
+        for _ in range(5):
+            deadlines = (0.01 * place for place in range(40))
+            calls = (client.predict("why?", deadline_s=deadline_s) for deadline_s in deadlines)
+            await asyncio.gather(*calls, return_exceptions=True)
+        assert (await client.predict("why?", deadline_s=10)).answer == "billing"
 
 
 async def test_closing_ends_a_call_between_two_tries() -> None:

@@ -1,12 +1,14 @@
 """Conditions of an application, alone and combined."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 
+from blora.client.answers import Prediction
 from blora.client.errors import ClientError
 from blora.client.policies import AbstainAbove, AbstainBelow, AbstainPolicy
 from blora.decision.abstention import Policy, decide
@@ -104,7 +106,62 @@ def test_a_score_that_the_answer_lacks_is_not_taken_for_one_that_passes() -> Non
         AbstainBelow(familiarity=0.05).apply(prediction())
 
 
-@pytest.mark.parametrize("thresholds", [{}, {"mutual_information": -1.0}, {"predictive_entropy": float("nan")}])
-def test_a_condition_needs_a_threshold(thresholds: dict[str, float]) -> None:
+def test_mutual_information_of_draws_that_do_not_differ_passes_no_threshold() -> None:
+    """It is 0 with one draw, above another head and of plain LoRA, whatever the answer is worth."""
+    same = [{"choice": "billing", "probability": 0.6, "std": 0.0}, {"choice": "sales", "probability": 0.4, "std": 0.0}]
+    given = prediction(n_samples=1, mutual_information=0.0, probabilities=same, confidence=0.6)
+    with pytest.raises(
+        ClientError, match="draws do not differ, expected 2 different ones or more .* mutual_information"
+    ):
+        SPLIT.apply(given)
+    assert AbstainAbove(predictive_entropy=0.5).apply(given) is given
+    sure = [{"choice": "billing", "probability": 1.0, "std": 0.0}, {"choice": "sales", "probability": 0.0, "std": 0.0}]
+    certain = prediction(mutual_information=0.0, probabilities=sure, confidence=1.0)
+    assert SPLIT.apply(certain) is certain
+
+
+class Listing(AbstainPolicy):
+    """A policy of an application, which returns what it is given."""
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+
+    def reasons(self, prediction: Prediction) -> Any:
+        return self.given
+
+
+def test_a_policy_of_an_application_may_return_a_list_and_must_return_something() -> None:
+    reasons = SURE.reasons(prediction(confidence=0.5))
+    for policy in (
+        Listing([*reasons]),
+        Listing([*reasons]) | SPLIT,
+        SPLIT | Listing([*reasons]),
+        Listing([*reasons]) & SURE,
+    ):
+        assert policy.apply(prediction(confidence=0.5)).abstained
+    with pytest.raises(TypeError):
+        Listing(None).apply(prediction())
+    with pytest.raises(TypeError):
+        (Listing(None) | SURE).apply(prediction())
+
+
+@pytest.mark.parametrize("combine", [lambda: SURE | 0.8, lambda: SURE & None, lambda: 0.8 | SURE])
+def test_a_policy_combines_with_policies_alone(combine: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match="unsupported operand"):
+        combine()
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [
+        {},
+        {"mutual_information": -1.0},
+        {"predictive_entropy": math.nan},
+        {"predictive_entropy": math.inf},
+        {"mutual_information": True},
+        {"mutual_information": "0.1"},
+    ],
+)
+def test_a_condition_needs_a_threshold(thresholds: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected at least one threshold, each 0 or more"):
         AbstainAbove(**thresholds)

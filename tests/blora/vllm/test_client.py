@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 
 from blora.errors import ConfigError
 from blora.vllm.client import VllmClient, VllmError
+from tests.blora.client.serving import Repeating, listening
 
 
 async def test_many_tokens_are_asked_for_in_several_requests(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,3 +155,19 @@ def test_a_key_that_no_header_can_have_is_told(monkeypatch: pytest.MonkeyPatch) 
         VllmClient("http://vllm", timeout_s=5, concurrency=1)
     monkeypatch.setenv("VLLM_API_KEY", "of-a-file\n")
     assert VllmClient("http://vllm", timeout_s=5, concurrency=1)._http.headers["authorization"] == "Bearer of-a-file"
+
+
+async def test_requests_whose_callers_leave_do_not_use_up_the_connections() -> None:
+    server = Repeating({"choices": [{"logprobs": {"top_logprobs": [{"token_id:5": -1.0}]}}]})
+    async with listening(server) as url:
+        client = VllmClient(url, timeout_s=10, concurrency=2)
+        for n_turns in (*range(60), *range(60)):
+            call = asyncio.create_task(client.next_token("x", [1], [5]))
+            for _ in range(n_turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            with suppress(asyncio.CancelledError):
+                await call
+        assert await client.next_token("x", [1], [5]) == [-1.0]
+        assert server.n_open <= 2
+        await client.close()
