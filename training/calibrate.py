@@ -13,7 +13,7 @@ from blora.disk.cache import check_own
 from blora.errors import AdapterError
 from blora.posterior.bank import SampleBank
 from blora.posterior.decision_head import HeadDraws
-from blora.training.caveats import warn_of_worse_choices
+from blora.training.caveats import warn_of_unseen_choices, warn_of_worse_choices
 from blora.training.evaluate import predict_with_distances
 from blora.training.rows.examples import ExampleSet, one_for_each_text
 from blora.training.rows.overlap import check_distinct, check_unseen, fingerprints
@@ -68,6 +68,7 @@ def calibrate_adapter(
             "calibrating on %d of %d questions, one for each text: several about one text are not independent",
             *(len(examples.examples), len(about_them.examples)),
         )
+    warn_of_unseen_choices(prompt.choices or (), (example.label for example in examples.examples), "calibration")
     rows = pack_examples(examples, base, prompt)
     if adapter.familiarity is None:
         goal = replace(goal, max_false_alarms=1.0)

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from difflib import get_close_matches
+from typing import Literal
 
 from blora.decision.by_choice import beyond
 from blora.decision.calibration import Calibration
@@ -25,6 +26,16 @@ CLOSE = 0.8
 # A label of at most FEW rows may be a misspelling of another that has MANY_TIMES as many.
 FEW, MANY_TIMES = 2, 10
 NAMED = 5  # most choices or findings named in a warning
+
+# Texts by which tables write an empty cell.
+NO_LABELS = frozenset({"nan", "NaN", "NAN", "<NA>", "null", "NULL", "NaT"})
+Use = Literal["training", "validation", "calibration"]
+# What follows if a choice is the label of no row.
+WITHOUT_ROWS: dict[Use, str] = {
+    "training": "nothing is learnt about it, and it is hardly ever answered; add rows, or leave the choice out",
+    "validation": "the recalibration is fitted without it; add rows of it, or take rows as they will be asked",
+    "calibration": "the guarantee is about questions of the others; add rows of it, or take rows as they will be asked",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +85,10 @@ def warn_of_odd_labels(labels: Iterable[str]) -> None:
     """Log a warning for each label that may be a misspelling of another one, which would train a choice of its own."""
     counts = Counter(labels)
     plain: dict[str, str] = {}
+    for label in counts.keys() & NO_LABELS:
+        logger.warning(
+            "the label %r, of %d rows, may be an empty cell: as it is, it is a choice of its own", label, counts[label]
+        )
     for label, count in counts.most_common():
         usual = plain.setdefault(" ".join(label.split()).casefold(), label)
         if usual == label and count <= FEW:
@@ -86,21 +101,21 @@ def warn_of_odd_labels(labels: Iterable[str]) -> None:
             )
 
 
-def warn_of_unseen_choices(choices: Sequence[str], labels: Iterable[int]) -> None:
-    """Log a warning if fixed choices are the label of no training row.
+def warn_of_unseen_choices(choices: Sequence[str], labels: Iterable[int], use: Use = "training") -> None:
+    """Log a warning if fixed choices are the label of no row.
 
     Args:
         choices: the fixed choices.
-        labels: the index of the label of each training row.
+        labels: the index of the label of each row.
+        use: what the rows are for.
     """
     seen = set(labels)
     unseen = [choice for place, choice in enumerate(choices) if place not in seen]
     if unseen:
         named = ", ".join(map(repr, unseen[:NAMED])) + (" ..." if len(unseen) > NAMED else "")
         logger.warning(
-            "no training row has the label %s (%d of %d choices): nothing is learnt about it, and it is hardly ever "
-            "answered; add rows, or leave the choice out",
-            *(named, len(unseen), len(choices)),
+            "no %s row has the label %s (%d of %d choices): %s",
+            *(use, named, len(unseen), len(choices), WITHOUT_ROWS[use]),
         )
 
 

@@ -377,6 +377,7 @@ def _read(recipe: Recipe) -> tuple[ExampleSet, ExampleSet, PromptConfig]:
         )
         train = replace(examples, examples=examples.examples[: recipe.train_examples])
         check_disjoint(train, validation)
+        warn_of_unseen_choices(choices or (), (example.label for example in validation.examples), "validation")
     warn_of_unseen_choices(choices or (), (example.label for example in train.examples))
     return train, validation, prompt
 

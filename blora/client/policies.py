@@ -15,6 +15,9 @@ from blora.scores import TABLE, Score
 
 __all__ = ["AbstainAbove", "AbstainBelow", "AbstainPolicy"]
 
+# Warning of an answer in which the adapter's head has no part.
+WITHOUT_HEAD = "without_head"
+
 
 class AbstainPolicy(ABC):
     """A condition for withholding an answer; `a | b` holds if either condition does, `a & b` if both do."""
@@ -77,8 +80,14 @@ def _value(prediction: Prediction, score: Score) -> float:
     """Return the value of a score.
 
     Raises:
-        ClientError: if the answer lacks it, or if its draws, by whose differences the score goes, do not differ.
+        ClientError: if the answer lacks it, or if it says nothing about the answer: the score of the question for an
+            answer without the head, or one that goes by the differences of draws for draws that do not differ.
     """
+    if score.of is None and WITHOUT_HEAD in prediction.warnings:
+        raise ClientError(
+            f"got an answer without the adapter's head, about which the {score.name} says nothing, expected one of the "
+            f"head to apply a threshold on it: ask with the adapter's choices and scoring, or leave the threshold out"
+        )
     if score.fewest_draws > 1 and not _draws_differ(prediction):
         raise ClientError(
             f"got an answer whose draws do not differ, expected {score.fewest_draws} different ones or more to apply a "

@@ -24,7 +24,7 @@ from blora.server.engines.outcomes import draws_suffice, outcome
 from blora.server.engines.protocol import Job
 from blora.server.errors import ServerError
 from blora.server.prediction.choices import offered_choices
-from blora.server.prediction.policies import InForce, check_draws, policy_for, stop_of
+from blora.server.prediction.policies import InForce, check_job, policy_for, stop_of
 from blora.server.prediction.response import answered
 from blora.server.scheduling.batcher import Completed
 from blora.server.schemas.requests import PredictRequest
@@ -119,7 +119,7 @@ def _ask(
             encoder=base.is_encoder,
         )
         job = Job(handle, row, handle.bank.n_samples, None, stop_of(in_force, handle))
-        check_draws(in_force, job)
+        check_job(in_force, job)
     except ValidationError as exc:
         raise _refused(invalid_request(exc.errors(include_url=False))) from exc
     except ServerError as exc:

@@ -22,12 +22,13 @@ class Malformed:
     """A row that cannot be read.
 
     Attributes:
-        code: the kind of error: a line that is not JSON, or a CSV row with more or fewer cells than the header.
+        code: the kind of error: a line that is not JSON or names a field twice, a CSV row with more or fewer cells than
+            the header, or one that is the header again.
         found: the parser's message; or the numbers of cells in the row and in the header.
         first: the first cell under its column's name, as a comma without quotes moves the cells behind it.
     """
 
-    code: Literal["invalid_json", "invalid_length"]
+    code: Literal["invalid_json", "invalid_length", "repeated_header"]
     found: tuple[object, ...]
     first: Mapping[str, str] = field(default_factory=dict)
 
@@ -95,13 +96,22 @@ def _json_rows(file: Path, check: Check) -> Iterator[tuple[str, object]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_object)
             except (ValueError, RecursionError) as exc:
                 row = Malformed("invalid_json", (exc,))
             if isinstance(row, dict) and not checked:
                 check(f"{file}:{number}", row)
             checked = True  # if the first line is malformed, each later line reports its own error
             yield f"{file}:{number}", row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, of which Python would keep the last of two fields of one name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has the field {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
 
 
 def _csv_rows(file: Path, check: Check) -> Iterator[tuple[str, object]]:
@@ -119,6 +129,8 @@ def _csv_rows(file: Path, check: Check) -> Iterator[tuple[str, object]]:
                     header = cells
                     _check_header(header, where)
                     check(where, header)
+                elif cells == header and len(header) > 1:
+                    yield where, Malformed("repeated_header", ())
                 elif len(cells) != len(header):
                     yield where, Malformed("invalid_length", (len(cells), len(header)), {header[0]: cells[0]})
                 else:

@@ -1,6 +1,8 @@
 """Reading of questions from JSONL, CSV or Parquet files, row by row."""
 
+import json
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ MESSAGES = {
     "as --min-confidence and the like, or policy= in Python",
     "conflict": "got question and {0}, expected one of them: remove the other, or say with --columns prompt=NAME which "
     "column holds the question",
+    "repeated_header": "got the header again, expected a row: remove this line, as of a second file behind the first",
     "invalid_length": "got {0} cells, expected the header's {1}: put double quotes around cells that contain a comma",
 }
 
@@ -81,7 +84,8 @@ def question_of(row: object, policy: Mapping[str, Any] | None = None) -> Questio
         return _unusable(f"got {type(row).__name__}, expected a JSON object", code="invalid_type")
     if not set(QUESTION_COLUMNS) & set(row):
         return _unusable(no_question(row), code="missing", own=row.get("id"))
-    if isinstance(own := row.get("policy"), Mapping) and dict(own) != dict(policy or {}):
+    own = _policy_in(row)
+    if own is not None and own != dict(policy or {}):
         return _unusable(MESSAGES["policy"], code="conflict", own=row.get("id"))
     found = typed({name: row[name] for name in ASKED if name in row})
     if row.get("question") not in (None, ""):
@@ -92,6 +96,18 @@ def question_of(row: object, policy: Mapping[str, Any] | None = None) -> Questio
     if isinstance(choices := found.get("choices"), Mapping) and "text" in choices:  # ARC's format
         found["choices"] = choices["text"]
     return QuestionRow(found, row.get("id"))
+
+
+def _policy_in(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the policy of a logged request, which a table may hold as text or with empty fields; None for no policy.
+
+    Another value, such as the number of an insurance policy, is the user's own.
+    """
+    own = row.get("policy")
+    if isinstance(own, str):
+        with suppress(ValueError, RecursionError):
+            own = json.loads(own)
+    return {name: value for name, value in own.items() if value is not None} if isinstance(own, Mapping) else None
 
 
 def _check_columns(file: Path, columns: Mapping[str, str], _: str, found: Collection[str]) -> None:

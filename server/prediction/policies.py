@@ -26,7 +26,7 @@ from blora.server.schemas.requests import PredictRequest
 __all__ = [
     "InForce",
     "Wording",
-    "check_draws",
+    "check_job",
     "default_policy",
     "policy_for",
     "prediction_set",
@@ -112,12 +112,21 @@ def policy_for(question: PredictRequest, handle: AdapterHandle, other_wording: W
     return chosen
 
 
-def check_draws(in_force: InForce | None, job: Job) -> None:
-    """Raise an error if the policy limits a score that needs more draws that differ than the job has.
+def check_job(in_force: InForce | None, job: Job) -> None:
+    """Raise an error if the policy limits a score that says nothing about the job's answer.
+
+    The familiarity says nothing about an answer without the head, nor does a score that needs more draws that differ
+    than the job has.
 
     Raises:
-        InvalidRequestError: naming n_samples if the draws differ, and the threshold if they are all equal.
+        InvalidRequestError: naming n_samples if the draws differ, and the threshold in any other case.
     """
+    if in_force is not None and in_force.policy.min_familiarity and job.kind == "below head":  # 0 withholds nothing
+        raise InvalidRequestError(
+            "got scoring or choices for which the adapter's head does not answer under a policy with min_familiarity, "
+            "which says nothing about such an answer: use those of the adapter, or send policy thresholds without it",
+            param="policy.min_familiarity",
+        )
     score = in_force.policy.short_of_draws(job.n_samples if job.draws_differ else 1) if in_force is not None else None
     if score is None:
         return

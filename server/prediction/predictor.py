@@ -36,7 +36,7 @@ from blora.server.monitoring.tracing import record_stages
 from blora.server.prediction.choices import offered_choices
 from blora.server.prediction.decisions.labels import own_labels
 from blora.server.prediction.endings import Endings
-from blora.server.prediction.policies import InForce, Wording, check_draws, policy_for, stop_of
+from blora.server.prediction.policies import InForce, Wording, check_job, policy_for, stop_of
 from blora.server.prediction.response import answered
 from blora.server.prediction.siblings import Siblings, siblings_of_a_request
 from blora.server.prediction.together import Member, Text
@@ -249,7 +249,7 @@ class Predictor:
         except TimeoutError as exc:
             raise DeadlineExceededError("The question was not tokenised before its deadline: try again later.") from exc
         job = Job(handle, row, n_samples, question.seed, stop_of(in_force, handle), client_name())
-        check_draws(in_force, job)
+        check_job(in_force, job)
         self._check_draws(job)
         text = await member.meet(*shared_reading(job)) if member is not None else None
         done = await self._compute(job, deadline, text)

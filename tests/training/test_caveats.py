@@ -53,6 +53,13 @@ def test_labels_that_may_be_misspelt_are_named_with_what_is_meant(caplog: pytest
     assert all("may be a misspelling of 'card arrival', of 40: as it is, it is a choice of its own" in t for t in told)
 
 
+def test_labels_that_are_empty_cells_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_odd_labels(["card", "NaN", "None of these", "none"] * 20)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the label 'NaN', of 20 rows, may be an empty cell: as it is, it is a choice of its own"
+    ]
+
+
 def test_a_choice_for_which_a_target_evidently_fails_is_named(caplog: pytest.LogCaptureFixture) -> None:
     counts = [
         ChoiceCounts(choice="harmless", n_rows=976, n_missed=0, n_answers=1000, n_wrong=24),
@@ -87,6 +94,14 @@ def test_choices_that_no_training_row_has_are_named(caplog: pytest.LogCaptureFix
     assert record.getMessage().startswith(
         "no training row has the label 'c0', 'c2', 'c4', 'c5', 'c6' ... (7 of 9 choices): nothing is learnt about it"
     )
+
+
+def test_choices_that_no_row_of_another_use_has_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_unseen_choices(["a", "b"], [0], "validation")
+    warn_of_unseen_choices(["a", "b"], [0], "calibration")
+    validation, calibration = (record.getMessage() for record in caplog.records)
+    assert validation.startswith("no validation row has the label 'b' (1 of 2 choices): the recalibration is fitted")
+    assert calibration.startswith("no calibration row has the label 'b' (1 of 2 choices): the guarantee is about")
 
 
 def test_the_first_question_with_two_labels_is_named_with_the_number_of_others(

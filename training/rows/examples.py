@@ -15,6 +15,7 @@ import torch
 
 from blora.config import AdapterConfig
 from blora.config.checks import require
+from blora.config.head import MOST_CHOICES
 from blora.errors import DataError
 from blora.posterior.noise import generator_of
 from blora.questions.columns import QUESTION_COLUMNS as KINDS
@@ -263,9 +264,9 @@ def split_examples(
     """
     total = len(examples.examples)
     if n_train is None:
-        n_train = total * 9 // 10 if n_validation is None else total - n_validation
+        n_train = total * 9 // 10 if n_validation is None else max(total - n_validation, 0)
     most = n_validation if n_validation is not None else total
-    n_validation = n_validation if n_validation is not None else total - n_train
+    n_validation = n_validation if n_validation is not None else max(total - n_train, 0)
     train: list[Example] = []
     validation: list[Example] = []
     if n_train >= 1 and n_validation >= 1 and n_train + n_validation <= total:
@@ -351,6 +352,8 @@ def _choices(value: Any, fixed: Sequence[str] | None) -> tuple[tuple[str, ...], 
         raise RowError(f"got choices {value!r}, expected a list of non-empty texts")
     if len(value) < 2:
         raise RowError(f"got {'one choice' if value else 'no choices'}, expected at least 2")
+    if len(value) > MOST_CHOICES:
+        raise RowError(f"got {len(value)} choices, expected at most {MOST_CHOICES}, as many as a request may have")
     if len(shown) < len(value):
         raise RowError(f"got choices {value!r}, expected distinct ones")
     if letters and len(letters) != len(value):

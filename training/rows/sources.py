@@ -28,6 +28,7 @@ Place: TypeAlias = tuple[str, dict[str, Any] | str]  # the place of a row, and t
 MESSAGES = {
     "invalid_json": "this line is not JSON ({0}); write one JSON object per line",
     "invalid_length": "got {0} columns, expected the header's {1}",
+    "repeated_header": "got the header again, expected a row: remove this line, as of a second file behind the first",
 }
 # Usual name of the text column in published data sets.
 TEXT_COLUMN = "text"

@@ -106,6 +106,13 @@ def test_a_score_that_the_answer_lacks_is_not_taken_for_one_that_passes() -> Non
         AbstainBelow(familiarity=0.05).apply(prediction())
 
 
+def test_the_familiarity_of_an_answer_without_the_head_passes_no_threshold() -> None:
+    given = prediction(familiarity=0.9, warnings=["without_head"])
+    with pytest.raises(ClientError, match="without the adapter's head, about which the familiarity says nothing"):
+        AbstainBelow(familiarity=0.05).apply(given)
+    assert AbstainBelow(0.8).apply(given) is given
+
+
 def test_mutual_information_of_draws_that_do_not_differ_passes_no_threshold() -> None:
     """It is 0 with one draw, above another head and of plain LoRA, whatever the answer is worth."""
     same = [{"choice": "billing", "probability": 0.6, "std": 0.0}, {"choice": "sales", "probability": 0.4, "std": 0.0}]

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from blora.errors import ConfigError, DataError
-from blora.server.batch.rows import read_questions
+from blora.server.batch.rows import question_of, read_questions
 from blora.training.rows.examples import read_examples
 
 
@@ -55,6 +55,15 @@ def test_the_policy_of_a_logged_request_is_not_passed_over(tmp_path: Path) -> No
     same, *_ = read_questions(file, policy={"min_confidence": 0.99})
     assert (same.asked, same.error) == ({"prompt": "x"}, None)
     assert [(row.asked, row.error) for row in read] == [({"prompt": "x"}, None)] * 2
+
+
+@pytest.mark.parametrize("policy", ['{"min_confidence": 0.99}', {"min_confidence": 0.99, "target_risk": None}])
+def test_the_policy_of_a_logged_request_may_be_a_text_or_have_empty_fields(policy: object) -> None:
+    row = {"prompt": "x", "policy": policy}
+    refused = question_of(row)
+    assert refused.error is not None
+    assert refused.error.code == "conflict"
+    assert question_of(row, {"min_confidence": 0.99}).error is None
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])

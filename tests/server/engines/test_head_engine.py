@@ -345,6 +345,21 @@ async def test_a_threshold_on_the_mutual_information_is_refused_where_the_head_d
 
 
 @pytest.mark.parametrize("without_head", [{"scoring": "label"}, {"choices": list(OTHER_CHOICES)}])
+async def test_a_threshold_on_the_familiarity_is_refused_where_the_head_does_not_answer(
+    folder: Path, without_head: dict[str, Any]
+) -> None:
+    app = create_app(settings(folder, default_adapter="one"))
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        await app.state.service.settled.wait()
+        asked = {"prompt": "why", "policy": {"min_familiarity": 0.5}} | without_head
+        refused = await client.post("/v1/predict", json=asked)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (422, "policy.min_familiarity")
+    assert "which says nothing about such an answer" in error["message"]
+
+
+@pytest.mark.parametrize("without_head", [{"scoring": "label"}, {"choices": list(OTHER_CHOICES)}])
 async def test_an_answer_in_which_the_head_has_no_part_says_so(folder: Path, without_head: dict[str, Any]) -> None:
     app = create_app(settings(folder, default_adapter="one"))
     transport = httpx.ASGITransport(app)

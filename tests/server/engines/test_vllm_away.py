@@ -137,7 +137,7 @@ async def test_a_vllm_that_answers_nothing_for_long_is_taken_for_unavailable(
     async def never(*args: Any, **more: Any) -> Any:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(engine._vllm._http, "post", never)
+    monkeypatch.setattr(engine._vllm._http, "send", never)
     for expected in (AbandonedError, UnavailableError):  # of two clients that leave before they are answered
         left = asyncio.Event()
         control = Control(lambda payload, left=left: not left.is_set())  # type: ignore[misc]
@@ -191,7 +191,7 @@ async def test_a_vllm_that_starts_or_ends_is_taken_for_unavailable(
     async def busy(*args: Any, **more: Any) -> httpx.Response:
         return httpx.Response(503, text="starting")
 
-    monkeypatch.setattr(engine._vllm._http, "post", busy)
+    monkeypatch.setattr(engine._vllm._http, "send", busy)
     with pytest.raises(UnavailableError, match="503 'starting'"):
         await engine.run([await job(engine, handle, "why")])
     with pytest.raises(UnavailableError):
@@ -203,12 +203,12 @@ async def test_a_lora_that_cannot_be_loaded_yet_leaves_vllm_unavailable(
 ) -> None:
     [handle] = (await engine.load()).adapters
     vllm.loras.clear()  # as after a restart
-    post = engine._vllm._http.post
+    send = engine._vllm._http.send
 
-    async def starting(path: str, **more: Any) -> httpx.Response:
-        return httpx.Response(503, text="starting") if "load_lora" in path else await post(path, **more)
+    async def starting(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(503, text="starting") if "load_lora" in request.url.path else await send(request)
 
-    monkeypatch.setattr(engine._vllm._http, "post", starting)
+    monkeypatch.setattr(engine._vllm._http, "send", starting)
     with pytest.raises(UnavailableError, match="503 'starting'"):
         await engine.run([await job(engine, handle, "why")])
     with pytest.raises(EngineUnavailableError, match="503 'starting'"):

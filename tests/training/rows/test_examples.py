@@ -274,6 +274,11 @@ def test_a_split_into_too_many_or_no_rows_is_refused(
         split_examples(twenty, n_train, n_validation, seed=0)
 
 
+def test_no_number_of_rows_in_an_error_is_negative(twenty: ExampleSet) -> None:
+    with pytest.raises(DataError, match="expected 1000 to train and 0 to validate on"):
+        split_examples(twenty, 1000, None, seed=0)
+
+
 def test_one_row_cannot_be_split(tmp_path: Path) -> None:
     one = read_examples(str(write_jsonl(tmp_path / "one.jsonl", [GOOD])))
     with pytest.raises(DataError, match="got 1 rows in one.jsonl"):

@@ -16,6 +16,14 @@ from tests.training.toys import GOOD, row, write_jsonl
 BAD_ROWS: dict[str, tuple[Any, str]] = {
     "bad JSON": ('{"question": "Warm?",', r"this line is not JSON \(.+\); write one JSON object per line"),
     "nested beyond reading": ("[" * 100_000, "this line is not JSON"),
+    "a field twice": (
+        '{"question": "Warm?", "choices": ["ice", "fire"], "label": 0, "label": 1}',
+        r"not JSON \(it has the field 'label' twice\)",
+    ),
+    "more choices than a request may have": (
+        row(choices=[*map(str, range(256))], label=0),
+        "got 256 choices, expected at most 255",
+    ),
     "a list": ([1, 2], "got list, expected a JSON object"),
     "a text": ('"Warm?"', "got str, expected a JSON object"),
     "null": ("null", "got NoneType, expected a JSON object"),
@@ -164,6 +172,12 @@ BAD_FILES: dict[str, tuple[str, bytes, int | None, str]] = {
         (HEADER + "Cold?,ice,fire,0\n").encode(),
         2,
         "columns, expected the header's 3",
+    ),
+    "the header again": (
+        "rows.csv",
+        (HEADER + FIRST + HEADER + FIRST).encode(),
+        3,
+        "got the header again, expected a row: remove this line",
     ),
     "text after a quote": (
         "rows.csv",
