@@ -149,8 +149,7 @@ def describe(value: object) -> str:
         case bool():
             return "true" if value else "false"
         case int() | float():
-            text = repr(value) if abs(value) < 1e21 else ""
-            return text or "a very large number"
+            return "a very large number" if abs(value) >= 1e21 else repr(value)  # NaN is not large
         case str():
             return f"a string of {_counted(len(value), 'character')}"
         case list():

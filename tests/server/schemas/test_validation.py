@@ -37,6 +37,7 @@ def test_a_field_may_be_called_like_a_part_of_the_scaffold() -> None:
         (1.5, "1.5"),
         (10**400, "a very large number"),
         (float("inf"), "a very large number"),
+        (float("nan"), "nan"),
         ("secret", "a string of 6 characters"),
         ([1, 2], "a list of 2 items"),
         ({"secret": 1}, "an object of 1 field"),
