@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,30 +13,21 @@ from transformers import TrainerCallback
 
 from blora.adapter import check_output, save_adapter
 from blora.adapter.card import ON_ALL
-from blora.adapter.lora import WEIGHTS_FILE, lora_shape, read_lora
-from blora.adapter.opening import check_lora_base, open_base
+from blora.adapter.lora import WEIGHTS_FILE
+from blora.adapter.opening import open_base
 from blora.base_model import BaseModel
 from blora.config import AdapterConfig, HeadConfig, PosteriorConfig, PromptConfig, SamplingConfig
 from blora.decision.abstention import Policy
 from blora.decision.familiarity import Familiarity
 from blora.errors import ConfigError
 from blora.posterior.decision_head import HeadPosterior
-from blora.posterior.inject import (
-    check_modules,
-    default_targets,
-    layer_index,
-    linear_targets,
-    n_layers_of,
-    parse_layers,
-    select_modules,
-    target_names,
-)
+from blora.posterior.inject import n_layers_of
 from blora.posterior.posterior import Posterior
 from blora.questions.fingerprints import joined
 from blora.training.caveats import warn_of_few_rows, warn_of_unseen_choices
 from blora.training.config import N_SAMPLES
 from blora.training.head.train import Part, TrainedHead, parse_depths, train_below, train_head
-from blora.training.lora.checkpoints import check_apart, claim, last_complete, release
+from blora.training.lora.checkpoints import check_apart, claimed, last_complete
 from blora.training.lora.trainer import check_tracker, fit
 from blora.training.plan import n_samples_of, plan_of
 from blora.training.processes import claim_device
@@ -47,6 +39,7 @@ from blora.training.rows.overlap import SEEN, check_disjoint, check_unseen, fing
 from blora.training.rows.packed import LabelledRow, pack_examples
 from blora.training.rows.questions import as_plain
 from blora.training.rows.sources import read_table
+from blora.training.start import check_below, lora_of
 from blora.training.trials import Trial, clearly_better, trial_of
 from blora.training.tune import scorer
 
@@ -106,57 +99,15 @@ def train_adapter(recipe: Recipe, output: Path, *, callbacks: Sequence[TrainerCa
             f"read, expected a linear head or no companion: give the rows fixed labels, or leave the + and what "
             "follows it out of --base-model"
         )
-    lora = _lora_of(recipe, base, layers, below=head != "none") if layers != "none" else None
-    run = _Run(recipe, base, train, validation, processes, callbacks)
-    if head != "none":
-        candidates = _with_head(run, replace(prompt, readout=head), lora)
-    else:
-        assert lora is not None  # `plan_of` refuses neither
-        candidates = [_with_lora(run, prompt, *lora)]
-    chosen = candidates[0]
-    for candidate in candidates[1:]:
-        if clearly_better(candidate.judged, chosen.judged, [example.text for example in validation.examples]):
-            chosen = candidate
-    parts = tuple(part for one in candidates for part in one.parts) if head != "none" else ()
-    config = AdapterConfig(
-        base_model=base.ref,
-        target_modules=chosen.targets,
-        modules=chosen.modules,
-        posterior=chosen.form,
-        prompt=chosen.prompt,
-        sampling=chosen.sampling,
-        head=chosen.head,
-        familiarity=chosen.familiarity.config if chosen.familiarity is not None else None,
-        question=recipe.question.config if recipe.question is not None else None,
-        policy=recipe.policy,
-        training=_record(recipe, base, train)
-        | {
-            SEEN: before | chosen.seen(train, validation),
-            ON_ALL: chosen.on_all,
-            "parts": {part.name: part.metrics.to_dict() for part in parts},
-            "validation": {
-                "source": validation.source,
-                "digest": validation.digest,
-                "n_examples": len(validation.examples),
-                "n_recalibrating": chosen.result.n_recalibrating,
-                "n_samples": chosen.sampling.n_samples,
-                **chosen.result.metrics.to_dict(),
-            },
-        },
-    )
-    processes.wait_for_everyone()
-    if processes.is_main_process:
-        save_adapter(output, chosen.posterior, chosen.result.recalibrated(config), base, chosen.familiarity)
-        if lora is not None:
-            release(recipe.training.work_dir)
-        result = chosen.result
-        logger.info(
-            "wrote %s: validation NLL %.3f, accuracy %.3f, trained for %.0f s",
-            *(output, result.metrics.nll, result.metrics.accuracy, chosen.seconds),
-        )
-        warn_of_few_rows(result.n_rows, result.n_recalibrating)
-    processes.wait_for_everyone()  # no process reads the adapter before the main one has written it
-    return Trained(base, chosen.result, parts)
+    lora = lora_of(recipe, base, layers, below=head != "none") if layers != "none" else None
+    with ExitStack() as claims:
+        run = _Run(recipe, base, train, validation, processes, callbacks, claims)
+        if head != "none":
+            candidates = _with_head(run, replace(prompt, readout=head), lora)
+        else:
+            assert lora is not None  # `plan_of` refuses neither
+            candidates = [_with_lora(run, prompt, *lora)]
+        return _write(run, candidates, before, output)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,13 +150,14 @@ class _Run:
     validation: ExampleSet
     processes: PartialState
     callbacks: Sequence[TrainerCallback]
+    claims: ExitStack
 
     def packed(self, prompt: PromptConfig) -> tuple[list[LabelledRow], list[LabelledRow]]:
         """Return the training and the validation rows as token rows."""
         return pack_examples(self.train, self.base, prompt), pack_examples(self.validation, self.base, prompt)
 
     def checkpoint(self, prompt: PromptConfig) -> Path | None:
-        """Claim the work folder, and return the checkpoint to resume from, if there is one."""
+        """Claim the work folder until the adapter is written; return the checkpoint to resume from, None if none."""
         run = self.recipe.of_training() | {"prompt": asdict(prompt), "base": self.base.ref.fingerprint}
         if self.base.companion is not None:
             run["companion"] = self.base.companion.ref.fingerprint
@@ -217,8 +169,55 @@ class _Run:
         work_dir = self.recipe.training.work_dir
         with self.processes.main_process_first():
             if self.processes.is_main_process:
-                return claim(work_dir, run, resume=self.recipe.training.resume)
+                return self.claims.enter_context(claimed(work_dir, run, resume=self.recipe.training.resume))
             return last_complete(work_dir)
+
+
+def _write(run: _Run, candidates: Sequence[_Candidate], before: dict[str, str], output: Path) -> Trained:
+    """Write the best candidate as an adapter directory, given the fingerprints of the rows that a LoRA saw before."""
+    recipe, base, train, validation, processes = run.recipe, run.base, run.train, run.validation, run.processes
+    chosen = candidates[0]
+    for candidate in candidates[1:]:
+        if clearly_better(candidate.judged, chosen.judged, [example.text for example in validation.examples]):
+            chosen = candidate
+    parts = tuple(part for one in candidates for part in one.parts if one.head is not None)
+    config = AdapterConfig(
+        base_model=base.ref,
+        target_modules=chosen.targets,
+        modules=chosen.modules,
+        posterior=chosen.form,
+        prompt=chosen.prompt,
+        sampling=chosen.sampling,
+        head=chosen.head,
+        familiarity=chosen.familiarity.config if chosen.familiarity is not None else None,
+        question=recipe.question.config if recipe.question is not None else None,
+        policy=recipe.policy,
+        training=_record(recipe, base, train)
+        | {
+            SEEN: before | chosen.seen(train, validation),
+            ON_ALL: chosen.on_all,
+            "parts": {part.name: part.metrics.to_dict() for part in parts},
+            "validation": {
+                "source": validation.source,
+                "digest": validation.digest,
+                "n_examples": len(validation.examples),
+                "n_recalibrating": chosen.result.n_recalibrating,
+                "n_samples": chosen.sampling.n_samples,
+                **chosen.result.metrics.to_dict(),
+            },
+        },
+    )
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        save_adapter(output, chosen.posterior, chosen.result.recalibrated(config), base, chosen.familiarity)
+        result = chosen.result
+        logger.info(
+            "wrote %s: validation NLL %.3f, accuracy %.3f, trained for %.0f s",
+            *(output, result.metrics.nll, result.metrics.accuracy, chosen.seconds),
+        )
+        warn_of_few_rows(result.n_rows, result.n_recalibrating)
+    processes.wait_for_everyone()  # no process reads the adapter before the main one has written it
+    return Trained(base, chosen.result, parts)
 
 
 def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Posterior] | None) -> list[_Candidate]:
@@ -249,7 +248,7 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
     n_layers = n_layers_of(base.model)
     depths = parse_depths(recipe.depths, n_layers) if recipe.depths is not None else None
     if lora is not None and depths is not None and prompt.readout == "linear":
-        _check_below(lora[1], depths[-1])
+        check_below(lora[1], depths[-1])
     # Before the frozen head is trained, so that a work folder that cannot be used is refused at once.
     checkpoint = run.checkpoint(prompt) if lora is not None else None
     frozen = train_head(base, rows, validation_rows, sampling, depths, on_all=on_all)
@@ -261,67 +260,6 @@ def _with_head(run: _Run, prompt: PromptConfig, lora: tuple[tuple[str, ...], Pos
         )
         found.append(candidate(above, targets))
     return found
-
-
-def _check_below(lora: Posterior, depth: int) -> None:
-    """Check that a LoRA has no layer which the states at the last depth that a linear head reads do not depend on.
-
-    Raises:
-        ConfigError: if one of its layers is above.
-    """
-    if (highest := max(layer_index(name) or 0 for name in lora.modules_shape)) >= depth:
-        raise ConfigError(
-            f"got --layers up to {highest} with --depths up to {depth}, expected layers below {depth}: a LoRA above "
-            "the states that the head reads changes nothing"
-        )
-
-
-def _lora_of(recipe: Recipe, base: BaseModel, layers: str, *, below: bool) -> tuple[tuple[str, ...], Posterior]:
-    """Return the names of the modules to adapt, and the posterior over their LoRA before training.
-
-    Raises:
-        AdapterError: if the LoRA to start from is not one of the base model, or has another size.
-        ConfigError: if the LoRA to start from adapts other modules than the settings ask for.
-    """
-    n_layers = n_layers_of(base.model)
-    form = replace(recipe.posterior, method="lora") if below else recipe.posterior
-    if recipe.bayesian_layers is not None:
-        form = replace(form, bayesian_layers=parse_layers(recipe.bayesian_layers, n_layers))
-    if recipe.init_from is None:
-        targets = recipe.target_modules or (linear_targets(base.model) if below else default_targets(base.model))
-        modules = select_modules(base.model, targets, parse_layers(layers, n_layers))
-    else:
-        targets, modules = _modules_of(recipe, recipe.init_from, base, n_layers)
-    posterior = Posterior(modules, form, recipe.training.seed)
-    if recipe.init_from is not None:
-        posterior.set_mean(read_lora(recipe.init_from, modules, form.rank, form.alpha))
-    return tuple(targets), posterior
-
-
-def _modules_of(
-    recipe: Recipe, lora: Path, base: BaseModel, n_layers: int
-) -> tuple[tuple[str, ...], dict[str, tuple[int, int]]]:
-    """Return the names of the modules that a LoRA to start from adapts, and (d_out, d_in) of each module.
-
-    Raises:
-        AdapterError: if the LoRA is not one of the base model.
-        ConfigError: if the settings ask for other modules.
-    """
-    check_lora_base(lora, base)
-    modules = lora_shape(lora).modules
-    check_modules(base.model, modules)
-    own = target_names(modules)
-    if recipe.target_modules is None and recipe.layers is None:
-        return own, modules
-    targets = recipe.target_modules or own
-    layers = {index for name in modules if (index := layer_index(name)) is not None}
-    wanted = layers if recipe.layers is None else parse_layers(recipe.layers, n_layers)
-    if select_modules(base.model, targets, wanted).keys() != modules.keys():
-        raise ConfigError(
-            f"got other --target-modules or --layers than those of the LoRA {lora}, which adapts {', '.join(own)} in "
-            f"layers {sorted(layers)}; leave both flags out, or start from a LoRA of the modules that they name"
-        )
-    return targets, modules
 
 
 def _with_lora(run: _Run, prompt: PromptConfig, targets: tuple[str, ...], posterior: Posterior) -> _Candidate:

@@ -21,7 +21,7 @@ from blora.posterior.noise import generator_of
 from blora.posterior.posterior import MakeFactor, Posterior
 from blora.training.config import TrainConfig
 from blora.training.evaluate import evaluate_nested
-from blora.training.lora.checkpoints import claim, release
+from blora.training.lora.checkpoints import claimed
 from blora.training.lora.trainer import Fitted, fit
 
 __all__ = ["METHODS", "WIDE", "WIDE_KL_WEIGHT", "WIDE_LEARNING_RATE", "Method", "obtain"]
@@ -70,9 +70,6 @@ def obtain(bench: Bench, name: str, seed: int) -> Trained:
         found = METHODS[name].make(bench, seed)
         for made, trained in found.items():
             save_trained(_file(bench, made, seed), trained)
-        for folder in (_work_dir(bench, made, seed) for made in found):
-            if folder.is_dir():
-                release(folder)
     return load_trained(_file(bench, name, seed))
 
 
@@ -80,30 +77,20 @@ def _file(bench: Bench, name: str, seed: int) -> Path:
     return bench.work / f"{name}-seed{seed}.safetensors"
 
 
-def _work_dir(bench: Bench, name: str, seed: int) -> Path:
-    return bench.work / f"{name}-seed{seed}.work"
-
-
 def _fit(
     bench: Bench, name: str, seed: int, posterior: Posterior, settings: dict[str, float]
 ) -> tuple[Fitted, dict[str, object]]:
     """Fit a posterior in place, for the bench's epochs; a killed run goes on from its last epoch."""
     config = TrainConfig(
-        work_dir=_work_dir(bench, name, seed),
+        work_dir=bench.work / f"{name}-seed{seed}.work",
         epochs=bench.epochs,
         seed=seed,
         patience=bench.epochs,
         **settings,  # type: ignore[arg-type]
     )
     about: dict[str, object] = {"posterior": asdict(posterior.config), "training": _plain(config)}
-    fitted = fit(
-        bench.base,
-        posterior,
-        bench.train,
-        bench.validation,
-        config,
-        claim(config.work_dir, about, resume=True),
-    )
+    with claimed(config.work_dir, about, resume=True) as checkpoint:
+        fitted = fit(bench.base, posterior, bench.train, bench.validation, config, checkpoint)
     return fitted, about | {"best_epoch": fitted.best_epoch}
 
 

@@ -26,9 +26,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from blora.decision.asks import Ask, AskedRows, earlier_asks
 from blora.decision.calibration import VLLM, Binding, Calibration
-from blora.disk.atomic import locked, write_file
+from blora.disk.atomic import write_file
 from blora.disk.digests import canonical_digest
 from blora.disk.files import UnreadableError, is_present, read_json
+from blora.disk.locks import locked
 from blora.errors import AdapterError, ConfigError, NotCalibratedError
 
 __all__ = [

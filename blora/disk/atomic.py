@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from blora.errors import AdapterError
+from blora.disk.locks import locked
 
-__all__ = ["HIDDEN", "locked", "naming", "new_folder", "remove_abandoned", "write_file"]
+__all__ = ["HIDDEN", "naming", "new_folder", "remove_abandoned", "write_file"]
 
 # How the names of hidden files and folders begin.
 HIDDEN = ".partial-"
@@ -63,45 +63,6 @@ def write_file(file: Path, text: str, *, prepare: Callable[[int], None] = _reada
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def locked(folder: Path, *, required: bool = True) -> Iterator[None]:
-    """Hold the only lock on a folder, so that a file in it is read, changed and written without others in between.
-
-    The lock is on the folder itself, not on a file in it, so that nothing is left behind. It ends with the process.
-
-    Args:
-        folder: the folder.
-        required: whether a file system without locks is an error; if not, there is no lock on one.
-
-    Raises:
-        AdapterError: if the file system has no locks, and one is required.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, folder, required=required)
-        while not os.path.samestat(os.fstat(descriptor), os.stat(folder)):  # another folder has taken its place
-            os.close(descriptor)
-            descriptor = os.open(folder, os.O_RDONLY)
-            _lock(descriptor, folder, required=required)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path, *, required: bool) -> None:
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except (ImportError, OSError) as exc:  # Windows has no such locks
-        if required:
-            why = exc.strerror if isinstance(exc, OSError) else "the system has no locks"
-            raise AdapterError(
-                f"got folder {folder}, which cannot be locked ({why}), expected one on a file system with locks: copy "
-                "the adapter to a local disk and calibrate it there"
-            ) from exc
 
 
 @contextmanager

@@ -5,7 +5,8 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from blora.disk.atomic import locked, write_file
+from blora.disk.atomic import write_file
+from blora.disk.locks import locked
 from blora.errors import ConfigError
 
 __all__ = ["SUMMARY", "main"]

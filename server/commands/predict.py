@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from blora.cli import CommandHelp, add_model
 from blora.client.command import add_policy, read_policy
 from blora.disk.atomic import naming
+from blora.disk.locks import lock
 from blora.errors import ConfigError
 from blora.hub.name import HubName, place_of
 from blora.questions.columns import add_columns, choices_of
@@ -246,17 +247,13 @@ def _noted(note: Path) -> object:
 
 def _lock(record: IO[str], output: Path) -> None:
     try:
-        import fcntl
-
-        fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows has no such lock
-        return
+        lock(record.fileno(), wait=False)
     except BlockingIOError as exc:
         raise ConfigError(
             f"got {output}, which another run is writing, expected one run at a time: wait until that run has ended, "
             "or name another output"
         ) from exc
-    except OSError:  # nor has this file system
+    except OSError:  # no locks here: whoever runs two at once must take care
         return
 
 

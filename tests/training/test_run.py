@@ -57,7 +57,7 @@ def test_a_work_folder_of_others_is_refused_before_any_training(
 def test_modules_that_are_named_need_no_default(
     tmp_path: Path, base_folder: Path, toy_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blora.training.run.default_targets", lambda _: pytest.fail("the default was asked for"))
+    monkeypatch.setattr("blora.training.start.default_targets", lambda _: pytest.fail("the default was asked for"))
     chosen = ("--target-modules", "q_proj,o_proj")
     assert main(arguments(base_folder, toy_file, tmp_path / "toy", "none", *chosen)) == 0
     assert read_config(tmp_path / "toy").target_modules == ("q_proj", "o_proj")

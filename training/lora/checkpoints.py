@@ -1,16 +1,19 @@
 """The work folder of a training run: the run it belongs to, and the checkpoint to resume from."""
 
 import json
+import os
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from blora.disk.atomic import write_file
+from blora.disk.locks import lock
 from blora.errors import ConfigError
 
-__all__ = ["STATE_FILE", "check_apart", "claim", "last_complete", "release"]
+__all__ = ["STATE_FILE", "check_apart", "claimed", "last_complete"]
 
 RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that the Trainer writes
@@ -31,20 +34,50 @@ def check_apart(work_dir: Path, output: Path) -> None:
         )
 
 
-def claim(work_dir: Path, run: dict[str, Any], *, resume: bool) -> Path | None:
-    """Claim the work folder for a run, so that no run resumes from another run's checkpoints.
+@contextmanager
+def claimed(work_dir: Path, run: dict[str, Any], *, resume: bool) -> Iterator[Path | None]:
+    """Hold the work folder for a run, so that no other run writes into it or resumes from its checkpoints.
+
+    When the context ends without an error, what the run wrote is removed, and the folder if nothing else is in it.
+    After an error it stays, to resume from.
 
     Args:
         work_dir: the folder, created if it does not exist.
         run: everything that the run depends on, as JSON.
         resume: whether to continue the same run if it is unfinished.
 
-    Returns:
+    Yields:
         The checkpoint to resume from, None to start from the beginning.
 
     Raises:
-        ConfigError: if the folder belongs to another run, holds other files, or holds this run without `resume`.
+        ConfigError: if a run is using the folder, or if the folder belongs to another run, holds other files, or holds
+            this run without `resume`.
     """
+    if work_dir.exists() and not work_dir.is_dir():
+        raise _of_others(work_dir)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(work_dir, os.O_RDONLY)
+    try:
+        _lock(descriptor, work_dir)
+        yield _claim(work_dir, run, resume=resume)
+        _release(work_dir)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, work_dir: Path) -> None:
+    try:
+        lock(descriptor, wait=False)
+    except BlockingIOError as exc:
+        raise ConfigError(
+            f"got work folder {work_dir}, which another run is using, expected one run at a time: wait until that run "
+            "has ended, or name another --work-dir"
+        ) from exc
+    except OSError:  # no locks here: whoever starts two runs at once must take care
+        return
+
+
+def _claim(work_dir: Path, run: dict[str, Any], *, resume: bool) -> Path | None:
     file = work_dir / RUN_FILE
     text = json.dumps(run, sort_keys=True)
     if file.is_file():
@@ -57,11 +90,14 @@ def claim(work_dir: Path, run: dict[str, Any], *, resume: bool) -> Path | None:
                 f"got work folder {work_dir} of an unfinished run; pass --resume to continue it, or remove the folder"
             )
         return last_complete(work_dir)
-    if work_dir.exists() and (not work_dir.is_dir() or any(work_dir.iterdir())):
-        raise ConfigError(f"got work folder {work_dir}, which holds other files, expected a new or empty folder")
-    work_dir.mkdir(parents=True, exist_ok=True)
+    if any(work_dir.iterdir()):
+        raise _of_others(work_dir)
     write_file(file, text)  # atomic: a partial file would look like another run's
     return None
+
+
+def _of_others(work_dir: Path) -> ConfigError:
+    return ConfigError(f"got work folder {work_dir}, which holds other files, expected a new or empty folder")
 
 
 def last_complete(work_dir: Path) -> Path | None:
@@ -81,8 +117,7 @@ def last_complete(work_dir: Path) -> Path | None:
     return None
 
 
-def release(work_dir: Path) -> None:
-    """Remove what a finished run wrote into its work folder, and the folder if nothing else is in it."""
+def _release(work_dir: Path) -> None:
     for folder in _checkpoints(work_dir):
         shutil.rmtree(folder)
     (work_dir / RUN_FILE).unlink()

@@ -2,15 +2,12 @@
 
 import os
 import stat
-import threading
-import time
-from contextlib import ExitStack
 from glob import glob
 from pathlib import Path
 
 import pytest
 
-from blora.disk.atomic import locked, new_folder, remove_abandoned, write_file
+from blora.disk.atomic import new_folder, remove_abandoned, write_file
 
 
 def modes(folder: Path) -> dict[str, int]:
@@ -94,25 +91,3 @@ def test_a_folder_left_behind_is_removed_a_day_later(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "glob", lambda self, pattern: [completed, *map(Path, glob(f"{self}/{pattern}"))])
     remove_abandoned(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".partial-at-work", "old"]
-
-
-def test_a_lock_on_a_folder_that_is_replaced_meanwhile_is_one_on_its_successor(tmp_path: Path) -> None:
-    folder, held = tmp_path / "folder", threading.Event()
-    folder.mkdir()
-
-    def wait() -> None:
-        with locked(folder):
-            held.set()
-
-    with locked(folder):
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        time.sleep(0.2)  # the thread has opened the folder
-        folder.rename(tmp_path / "old")
-        folder.mkdir()
-        successor = ExitStack()
-        successor.enter_context(locked(folder))
-    assert not held.wait(0.3)
-    successor.close()
-    assert held.wait(10)
-    waiting.join()

@@ -1,10 +1,12 @@
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blora.errors import ConfigError
-from blora.training.lora.checkpoints import check_apart, claim, last_complete, release
+from blora.training.lora.checkpoints import check_apart, claimed, last_complete
 from tests.training.lora.test_trainer import Killed, assert_same, kill_after, run, states
 
 RUN = {"seed": 0, "epochs": 2}
@@ -16,6 +18,13 @@ def checkpoint(work_dir: Path, step: int, state: str | None = "{}") -> Path:
     if state is not None:
         (folder / "trainer_state.json").write_text(state)
     return folder
+
+
+def claim(work_dir: Path, run: dict[str, Any], *, resume: bool) -> Path | None:
+    """Claim the folder for a run that is interrupted at once."""
+    with suppress(KeyboardInterrupt), claimed(work_dir, run, resume=resume) as found:
+        raise KeyboardInterrupt
+    return found
 
 
 def test_a_new_run_begins(tmp_path: Path) -> None:
@@ -63,19 +72,37 @@ def test_a_folder_with_other_things_is_refused_and_untouched(tmp_path: Path) -> 
 
 
 def test_a_finished_run_leaves_nothing(tmp_path: Path) -> None:
-    claim(tmp_path / "work", RUN, resume=False)
-    checkpoint(tmp_path / "work", 1)
-    release(tmp_path / "work")
+    with claimed(tmp_path / "work", RUN, resume=False):
+        checkpoint(tmp_path / "work", 1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_finished_run_did_not_write_stays(tmp_path: Path) -> None:
-    claim(tmp_path / "work", RUN, resume=False)
-    checkpoint(tmp_path / "work", 1)
-    for name in ("thesis.txt", "checkpoint-notes.txt"):
-        (tmp_path / "work" / name).write_text("irreplaceable")
-    release(tmp_path / "work")
+    with claimed(tmp_path / "work", RUN, resume=False):
+        checkpoint(tmp_path / "work", 1)
+        for name in ("thesis.txt", "checkpoint-notes.txt"):
+            (tmp_path / "work" / name).write_text("irreplaceable")
     assert {path.name for path in (tmp_path / "work").iterdir()} == {"thesis.txt", "checkpoint-notes.txt"}
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_folder_of_a_run_that_goes_on_is_refused(tmp_path: Path, resume: bool) -> None:
+    with claimed(tmp_path / "work", RUN, resume=False):
+        first = checkpoint(tmp_path / "work", 1)
+        with (
+            pytest.raises(ConfigError, match="another run is using, expected one run at a time"),
+            claimed(tmp_path / "work", RUN, resume=resume),
+        ):
+            pytest.fail("two runs have one folder")
+        assert first.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_folder_cannot_be_locked_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with claimed(tmp_path / "work", RUN, resume=False) as found:
+        assert found is None
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("work", "output"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), (".", "a"), ("c/../a", "a/b/c")])
