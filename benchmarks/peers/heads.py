@@ -21,7 +21,7 @@ from blora.posterior.posterior import Posterior
 from blora.training.config import N_SAMPLES_HEAD, TrainConfig
 from blora.training.head.features import read_features
 from blora.training.head.train import TrainedHead, fit_parts, train_below
-from blora.training.lora.checkpoints import STATE_FILE, claim
+from blora.training.lora.checkpoints import STATE_FILE, claimed
 from blora.training.trials import trial_of
 
 __all__ = ["AboveLora", "above_lora", "drawn", "heads", "heads_above_lora"]
@@ -115,10 +115,10 @@ def _train_above(base: BaseModel, read: ReadSet, seed: int, kept: Path | None) -
     with tempfile.TemporaryDirectory() as temporary:
         work_dir = kept.with_suffix("") if kept is not None else Path(temporary) / "run"
         run = {"base": base.ref.fingerprint, "dtype": base.dtype_name, "epochs": EPOCHS, "batch_size": BATCH_SIZE}
-        checkpoint = claim(work_dir, run, resume=True)
-        earlier = _seconds_of(checkpoint)
-        training = TrainConfig(work_dir=work_dir, epochs=EPOCHS, batch_size=BATCH_SIZE, seed=seed)
-        trained = train_below(base, frozen, lora, train.rows, validation.rows, sampling, training, checkpoint, ())
+        with claimed(work_dir, run, resume=True) as checkpoint:
+            earlier = _seconds_of(checkpoint)
+            training = TrainConfig(work_dir=work_dir, epochs=EPOCHS, batch_size=BATCH_SIZE, seed=seed)
+            trained = train_below(base, frozen, lora, train.rows, validation.rows, sampling, training, checkpoint, ())
     seconds = read.seconds + earlier + time.perf_counter() - began
 
     def again(part: Rows) -> Rows:

@@ -14,6 +14,7 @@ from benchmarks.calibration.treatments import Predictions, Treatments, evaluatio
 from blora.decision.metrics import metrics
 from blora.decision.temperature import Recalibration, temper
 from blora.scores import DRAWN, SCORES
+from blora.training.lora.trainer import fit
 from tests.training.toys import toy_data, write_jsonl
 
 
@@ -97,11 +98,12 @@ def test_a_work_folder_of_other_settings_is_refused(
 def test_a_killed_training_goes_on_and_counts_all_its_seconds(
     base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kill(*_: Any) -> None:
+    def kill(*arguments: Any) -> None:
+        fit(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("benchmarks.calibration.methods.save_trained", kill)
+        patch.setattr("benchmarks.calibration.methods.fit", kill)
         with pytest.raises(KeyboardInterrupt):
             main(arguments(base_folder, tmp_path, "--methods", "lora", "--seeds", "0"))
     state = next(tmp_path.rglob("checkpoint-*/trainer_state.json"))
