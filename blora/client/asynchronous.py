@@ -18,11 +18,11 @@ from blora.client.errors import ClientError, DeadlineError, MalformedAnswerError
 from blora.client.exchange import (
     Messages,
     address,
+    at_least_one,
     authorization,
     check,
     closed,
     deadline,
-    most_connections,
     of_kind,
     question,
     questions,
@@ -56,8 +56,8 @@ class AsyncClient:
     Raises:
         ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, has a user name or
             password, a query or a fragment, or ends in /v1; if the API key is empty or is not printable ASCII; if the
-            deadline is negative or NaN; if `abstain`, `retries` or `max_connections` is of another kind; or if the
-            environment names a proxy or certificates that cannot be used.
+            deadline is not 0 or more seconds; if `abstain`, `retries` or `max_connections` is of another kind; or if
+            the environment names a proxy or certificates that cannot be used.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class AsyncClient:
         self._deadline_s = deadline(deadline_s)
         self._abstain = of_kind(AbstainPolicy, abstain=abstain)  # type: ignore[type-abstract]  # it makes none
         self._retries = of_kind(Retries, retries=retries) or Retries()
-        self._max_connections = most_connections(max_connections)
+        self._max_connections = at_least_one(max_connections=max_connections)
         self._url = address(url)
         opened = partial(
             httpx.AsyncClient,
@@ -143,7 +143,7 @@ class AsyncClient:
         Raises:
             ClientError: if there is no answer by the deadline; the subclass says why. RefusedError also if `asked` is
                 neither a text nor a chat, as None or NaN for an empty cell.
-            ConfigError: if `asked` is a list of texts, or the deadline is negative or NaN.
+            ConfigError: if `asked` is a list of texts, or the deadline is not 0 or more seconds.
         """
         prediction = await self._ask(question(asked, fields), deadline(self._deadline_s, deadline_s))
         if on_abstain is None or not prediction.abstained:
@@ -172,7 +172,7 @@ class AsyncClient:
             fields: fields of all questions, as for `predict`; those of a body take precedence unless they are None.
 
         Raises:
-            ConfigError: if `asked` is a single text or body, or a data frame, or the deadline is negative or NaN.
+            ConfigError: if `asked` is a single text or body, or a data frame, or the deadline is not 0 or more seconds.
         """
         seconds = deadline(self._deadline_s, deadline_s)
         found: dict[int, Prediction | ClientError] = {}
@@ -194,7 +194,7 @@ class AsyncClient:
 
         Raises:
             ClientError: if the client is closed; UnreachableError if the interpreter is ending.
-            ConfigError: if the deadline is negative or NaN.
+            ConfigError: if the deadline is not 0 or more seconds.
         """
         seconds = deadline(deadline_s)
         connections = self._connections()
@@ -224,7 +224,7 @@ class AsyncClient:
         Raises:
             ClientError: RefusedError if the server knows no such prediction of this client, or did not offer the
                 label, or if there is neither a label nor `none_of_these`, or both.
-            ConfigError: if the deadline is negative or NaN.
+            ConfigError: if the deadline is not 0 or more seconds.
         """
         prediction_id = prediction if isinstance(prediction, str) else prediction.id
         given = {"label": label, "none_of_these": none_of_these or None}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from numbers import Real
 from typing import Any, TypeVar
 
 import httpx
@@ -26,12 +27,12 @@ from blora.scores import TABLE, TOLERANCE
 
 __all__ = [
     "address",
+    "at_least_one",
     "authorization",
     "check",
     "closed",
     "deadline",
     "kind_of",
-    "most_connections",
     "of_kind",
     "question",
     "questions",
@@ -102,23 +103,24 @@ def deadline(usual: float, given: float | None = None) -> float:
     """Return the seconds that a call may take: those given, or else the usual ones.
 
     Raises:
-        ConfigError: if the number is negative or NaN.
+        ConfigError: if it is not a number, or negative or NaN.
     """
     seconds = usual if given is None else given
-    if not seconds >= 0:  # true for NaN too
-        raise ConfigError(f"got deadline_s={seconds}, expected 0 or more seconds: give the time that a call may take")
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not seconds >= 0:  # NaN is no duration either
+        raise ConfigError(f"got deadline_s={seconds!r}, expected 0 or more seconds: give the time that a call may take")
     return seconds
 
 
-def most_connections(most: int) -> int:
-    """Return the most open connections.
+def at_least_one(**named: int) -> int:
+    """Return the argument, whose name is given with it.
 
     Raises:
-        ConfigError: if there may be none, or the number is not a whole one.
+        ConfigError: if the argument is not a whole number, or less than 1.
     """
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise ConfigError(f"got max_connections={most!r}, expected a whole number from 1: calls wait for a connection")
-    return most
+    [(name, given)] = named.items()
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise ConfigError(f"got {name}={given!r}, expected a whole number from 1")
+    return given
 
 
 def of_kind(kind: type[T], **named: T | None) -> T | None:
@@ -138,8 +140,13 @@ def question(asked: str | Messages, fields: Mapping[str, Any]) -> dict[str, Any]
 
     Raises:
         RefusedError: if it is neither a text nor a chat, as None or NaN for an empty cell.
-        ConfigError: if a message of the chat is a text, as in a list of questions.
+        ConfigError: if it is a body of a request, or if a message of the chat is a text, as in a list of questions.
     """
+    if isinstance(asked, Mapping):
+        raise ConfigError(
+            f"got a {type(asked).__name__}, expected one text, or a chat as messages with role and content: give its "
+            'fields as arguments, as in predict("Why?", choices=[...]), or put it into a list for predict_many'
+        )
     form = {"prompt": asked} if isinstance(asked, str) else {"messages": _messages(asked)}
     return form | _filled(fields)
 
@@ -153,7 +160,8 @@ def questions(asked: Iterable[T], max_in_flight: int) -> Iterator[T | ClientErro
     """Return an iterator over questions that ends with a ClientError if reading the questions fails.
 
     Raises:
-        ConfigError: if a single question is given, a text or a mapping; or a data frame, which yields column names.
+        ConfigError: if a single question is given, a text or a mapping; if a data frame is, which yields column names;
+            or if `max_in_flight` is not a whole number from 1.
     """
     if isinstance(asked, str | bytes | Mapping):
         raise ConfigError(
@@ -166,8 +174,7 @@ def questions(asked: Iterable[T], max_in_flight: int) -> Iterator[T | ClientErro
             f"got a {type(asked).__name__} with columns in place of the questions, expected its rows as dicts: pass "
             'df.to_dict("records") with pandas, df.to_dicts() with polars'
         )
-    if max_in_flight < 1:
-        raise ValueError(f"got max_in_flight={max_in_flight}, expected at least 1")
+    at_least_one(max_in_flight=max_in_flight)
     return _until_failure(asked)
 
 

@@ -85,8 +85,8 @@ class Client:
     Raises:
         ConfigError: if the address is malformed, does not begin with http:// or https:// and a host, has a user name or
             password, a query or a fragment, or ends in /v1; if the API key is empty or is not printable ASCII; if the
-            deadline is negative or NaN; if `abstain`, `retries` or `max_connections` is of another kind; or if the
-            environment names a proxy or certificates that cannot be used.
+            deadline is not 0 or more seconds; if `abstain`, `retries` or `max_connections` is of another kind; or if
+            the environment names a proxy or certificates that cannot be used.
     """
 
     def __init__(

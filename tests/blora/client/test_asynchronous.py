@@ -217,10 +217,10 @@ def test_an_address_with_a_password_is_refused_and_the_password_not_shown(
     assert "pw" not in shown
 
 
-@pytest.mark.parametrize("deadline_s", [-1, float("nan")])
+@pytest.mark.parametrize("deadline_s", [-1, float("nan"), "5", True])
 @pytest.mark.parametrize("kind", [AsyncClient, Client])
-async def test_a_deadline_that_is_no_time_is_refused(deadline_s: float, kind: type[AsyncClient | Client]) -> None:
-    expected = f"got deadline_s={deadline_s}, expected 0 or more seconds"
+async def test_a_deadline_that_is_no_time_is_refused(deadline_s: Any, kind: type[AsyncClient | Client]) -> None:
+    expected = f"got deadline_s={deadline_s!r}, expected 0 or more seconds"
     with pytest.raises(ConfigError, match=expected):
         kind("http://host", deadline_s=deadline_s)
     async with client_of(in_turn(httpx.Response(200, json=body()))[0]) as client:
@@ -288,13 +288,16 @@ async def test_a_list_of_texts_is_not_one_question() -> None:
     async with client_of(script) as client:
         with pytest.raises(ConfigError, match="got a list of texts, expected one text, or a chat .* by predict_many"):
             await client.predict(["a", "b"])  # type: ignore[list-item]
+        with pytest.raises(ConfigError, match="got a dict, expected one text, .* give its fields as arguments"):
+            await client.predict({"prompt": "a"})  # type: ignore[arg-type]
     assert not seen
 
 
-async def test_nobody_asks_nothing_at_once() -> None:
+@pytest.mark.parametrize("most", [0, 2.5, "3", True, None])
+async def test_nobody_asks_nothing_at_once(most: Any) -> None:
     async with client_of(in_turn(error(500))[0]) as client:
-        with pytest.raises(ValueError, match="got max_in_flight=0, expected at least 1"):
-            await client.predict_many(["a"], max_in_flight=0)
+        with pytest.raises(ConfigError, match=f"got max_in_flight={most!r}, expected a whole number from 1"):
+            await client.predict_many(["a"], max_in_flight=most)
 
 
 # What an application does with abstentions

@@ -141,7 +141,7 @@ def test_an_interrupt_while_questions_are_read_cancels_those_in_flight() -> None
 def test_nobody_asks_nothing_at_once() -> None:
     with (
         client_of(httpx.Response(200, json=body())) as client,
-        pytest.raises(ValueError, match="got max_in_flight=0, expected at least 1"),
+        pytest.raises(ConfigError, match="got max_in_flight=0, expected a whole number from 1"),
     ):
         client.predict_many(["a"], max_in_flight=0)
 
